@@ -1,0 +1,1 @@
+//! From the files of a commit to a [`Fleet`], with every problem found on the way.

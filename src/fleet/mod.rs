@@ -1,0 +1,179 @@
+//! The fleet repository's meaning: bytes in, clusters and nodes and roles out, every mistake named.
+//!
+//! `schema` is what people write (serde types, the source of `schemas/*.json`); this file is what it means; `load` goes
+//! from one to the other and collects every [`Problem`](problem::Problem); `select` takes one node's part.
+//! PURE. Never: reads a file, opens a secret, renders a template.
+
+pub mod load;
+pub mod problem;
+pub mod schema;
+pub mod select;
+pub mod selector;
+pub mod tree;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::name::{
+    ClusterName, CommitId, EnvironmentName, GroupId, NodeName, RepoPath, RoleName, SecretName, UnitName,
+};
+
+/// One environment of one commit, whole and checked.
+pub struct Fleet {
+    /// The fleet id, equal to the node's trust root.
+    pub name: String,
+    /// `None`: a work tree that is not committed.
+    pub commit: Option<CommitId>,
+    pub guards: schema::Guards,
+    pub environment: Environment,
+    /// Every file of the commit, for templates and static sources.
+    pub tree: Arc<tree::Tree>,
+}
+
+pub struct Environment {
+    pub name: EnvironmentName,
+    pub domain: String,
+    pub os: String,
+    /// Roles of every node.
+    pub roles: Vec<RoleName>,
+    /// name -> CIDR
+    pub networks: BTreeMap<String, String>,
+    /// name -> address
+    pub vips: BTreeMap<String, String>,
+    pub tiers: BTreeMap<String, Tier>,
+    /// In order of declaration; so are all lists below, and the order of restarts follows them.
+    pub clusters: Vec<Cluster>,
+    pub nodes: Vec<Node>,
+    pub versions: BTreeMap<String, schema::Version>,
+    pub variables: schema::Variables,
+    pub secrets: BTreeMap<SecretName, Secret>,
+    pub operators: Vec<String>,
+    /// Every role that the environment or a cluster brings.
+    pub role_bodies: BTreeMap<RoleName, Role>,
+}
+
+pub struct Tier {
+    pub order: i64,
+    pub clusters: Vec<ClusterName>,
+}
+
+pub struct Cluster {
+    pub name: ClusterName,
+    pub tier: String,
+    pub roles: Vec<RoleName>,
+    /// Clusters whose members report a commit applied before ours take it.
+    pub after: Vec<ClusterName>,
+    pub windows: Vec<String>,
+    pub restart_epoch: u64,
+    pub ids: BTreeMap<NodeName, u64>,
+    pub members: Vec<NodeName>,
+    pub groups: Vec<Group>,
+}
+
+/// Nodes whose availability is judged together.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Group {
+    pub id: GroupId,
+    /// In order of declaration in the topology.
+    pub members: Vec<NodeName>,
+    pub quorum: schema::Quorum,
+    pub max_unavailable: usize,
+    pub rank: Vec<NodeName>,
+    pub conflicts: Vec<GroupId>,
+    pub aliases: Vec<GroupId>,
+    /// From the role: the unit whose stop takes a member away.
+    pub unit: UnitName,
+    /// From the role: the checks' names.
+    pub gate: Option<String>,
+    pub leader: Option<String>,
+    pub settle_secs: u64,
+    /// The role that gives the group its meaning (and its checks).
+    pub role: RoleName,
+}
+
+#[derive(Clone, PartialEq, Debug)]
+pub struct Node {
+    pub name: NodeName,
+    pub clusters: Vec<ClusterName>,
+    /// network -> address
+    pub addresses: BTreeMap<String, String>,
+    pub size: schema::Size,
+    pub labels: BTreeMap<String, toml::Value>,
+    /// The node's own or the environment's.
+    pub os: String,
+    pub recipient: Option<String>,
+    pub state: schema::Membership,
+}
+
+impl Node {
+    /// `debian`, `rhel`: ubuntu is debian; rocky, alma, centos are rhel.
+    pub fn os_family(&self) -> &str {
+        os_family(&self.os)
+    }
+}
+
+/// The family of an OS name such as `ubuntu-22.04`.
+pub fn os_family(os: &str) -> &str {
+    match os.split('-').next().unwrap_or(os) {
+        "ubuntu" | "debian" => "debian",
+        "rhel" | "rocky" | "almalinux" | "centos" | "fedora" => "rhel",
+        other => other,
+    }
+}
+
+pub struct Secret {
+    pub name: SecretName,
+    pub version: u64,
+    /// Hex SHA-256 of the .age file.
+    pub sha256: String,
+    pub grant: selector::Selector,
+    /// Digest of the recipients it is encrypted to.
+    pub recipients: String,
+    pub path: RepoPath,
+}
+
+/// `roles/<name>/role.toml`, as written, with defaults filled in.
+pub struct Role {
+    pub name: RoleName,
+    pub path: RepoPath,
+    pub groups: BTreeMap<String, schema::RoleGroup>,
+    pub packages: Vec<Declared<schema::Package>>,
+    pub artifacts: Vec<Declared<schema::Artifact>>,
+    pub files: Vec<Declared<schema::File>>,
+    pub units: Vec<Declared<schema::Unit>>,
+    pub actions: Vec<Declared<schema::Action>>,
+    pub checks: BTreeMap<String, schema::Check>,
+    /// `defaults.toml`, empty where there is none.
+    pub defaults: toml::Table,
+}
+
+/// Something a role declares, and the line of `role.toml` where it begins (1-based).
+pub struct Declared<T> {
+    pub line: usize,
+    /// Byte range in `role.toml`, for diagnostics.
+    pub span: std::ops::Range<usize>,
+    pub body: T,
+}
+
+impl Environment {
+    pub fn cluster(&self, name: &ClusterName) -> Option<&Cluster> {
+        self.clusters.iter().find(|cluster| cluster.name == *name)
+    }
+
+    pub fn node(&self, name: &NodeName) -> Option<&Node> {
+        self.nodes.iter().find(|node| node.name == *name)
+    }
+
+    pub fn groups(&self) -> impl Iterator<Item = &Group> {
+        self.clusters.iter().flat_map(|cluster| &cluster.groups)
+    }
+
+    pub fn group(&self, id: &GroupId) -> Option<&Group> {
+        self.groups().find(|group| group.id == *id)
+    }
+
+    /// The groups that this node is a member of.
+    pub fn groups_of<'a>(&'a self, node: &'a NodeName) -> impl Iterator<Item = &'a Group> {
+        self.groups().filter(move |group| group.members.contains(node))
+    }
+}

@@ -1,0 +1,641 @@
+//! What people write: one type per file of the fleet repository, exactly its keys.
+//!
+//! These types are the source of `schemas/*.json` and of the reference pages; their doc comments are what an editor
+//! shows. PURE. Never: a default that is not in a doc comment, an `untagged` enum (its errors say nothing).
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+use super::selector::Selector;
+use crate::name::{ClusterName, EnvironmentName, GroupId, NodeName, RoleName, UnitName};
+use crate::resource::action::Scope;
+use crate::resource::file::Policy;
+use crate::resource::unit::Wanted;
+
+fn yes() -> bool {
+    true
+}
+
+/// `fleet.toml`: the fleet's identity. Changed only by a commit that a root key signed.
+#[derive(Deserialize, JsonSchema, Clone, Debug)]
+#[serde(deny_unknown_fields)]
+pub struct FleetFile {
+    /// Version of the repository format. Always 1.
+    pub format: u32,
+    /// Fleet id; equals `fleet` in every node's trust root.
+    pub name: String,
+    /// The environment that commands use when none is named.
+    pub default_environment: EnvironmentName,
+    /// Trust policy; must agree with the nodes' trust roots, which decide.
+    #[serde(default)]
+    pub trust: TrustPolicy,
+    #[serde(default)]
+    pub guards: Guards,
+}
+
+#[derive(Deserialize, JsonSchema, Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[serde(rename_all = "kebab-case")]
+pub enum TrustPolicy {
+    /// The ordinary pull-request flow on one branch.
+    #[default]
+    Standard,
+    /// Promotion commits on `deploy/<env>`.
+    Strict,
+}
+
+/// Limits that a commit passes only with a signed `Converger-Allow: NAME OBJECT` trailer.
+#[derive(Deserialize, JsonSchema, Clone, PartialEq, Eq, Debug)]
+#[serde(deny_unknown_fields, default)]
+pub struct Guards {
+    /// Resources removed from one node.
+    pub mass_removal: usize,
+    /// Percent of an environment's nodes whose protected units restart.
+    pub mass_change_percent: u32,
+    /// Nodes may leave the topology without having been retired.
+    pub node_removal: bool,
+    /// Packages and artifacts may go to an older version.
+    pub downgrade: bool,
+    /// Secrets may go to an older version.
+    pub secret_rollback: bool,
+    /// `roles_at` may move backwards.
+    pub roles_rollback: bool,
+}
+
+impl Default for Guards {
+    fn default() -> Self {
+        Self {
+            mass_removal: 20,
+            mass_change_percent: 100,
+            node_removal: false,
+            downgrade: false,
+            secret_rollback: false,
+            roles_rollback: false,
+        }
+    }
+}
+
+/// `trust/policy.toml`: who may sign what.
+#[derive(Deserialize, JsonSchema, Clone, Debug, Default)]
+#[serde(deny_unknown_fields)]
+pub struct PolicyFile {
+    /// By the principal's name in `trust/allowed_signers`.
+    #[serde(default)]
+    pub principals: BTreeMap<String, Principal>,
+    #[serde(default)]
+    pub banned: Banned,
+}
+
+#[derive(Deserialize, JsonSchema, Clone, PartialEq, Eq, Debug)]
+#[serde(deny_unknown_fields)]
+pub struct Principal {
+    pub roles: Vec<PrincipalRole>,
+    /// Globs over repository paths that this principal may change; `**` crosses folders. Default: everything.
+    #[serde(default = "everything")]
+    pub paths: Vec<String>,
+}
+
+fn everything() -> Vec<String> {
+    vec!["**".to_owned()]
+}
+
+#[derive(Deserialize, JsonSchema, Clone, Copy, PartialEq, Eq, Debug)]
+#[serde(rename_all = "kebab-case")]
+pub enum PrincipalRole {
+    /// May change `trust/` and `fleet.toml`.
+    Root,
+    /// May change everything else within its paths.
+    Deploy,
+    /// Signs freshness statements only (policy `strict`).
+    Freshness,
+}
+
+#[derive(Deserialize, JsonSchema, Clone, PartialEq, Eq, Debug, Default)]
+#[serde(deny_unknown_fields)]
+pub struct Banned {
+    /// Fingerprints (`SHA256:…`) that never sign validly again. Entries can only be added.
+    #[serde(default)]
+    pub keys: Vec<String>,
+}
+
+/// `environments/<env>/environment.toml`.
+#[derive(Deserialize, JsonSchema, Clone, Debug)]
+#[serde(deny_unknown_fields)]
+pub struct EnvironmentFile {
+    /// Version of the format. Always 1.
+    pub format: u32,
+    /// DNS domain of the nodes: `kafka01` is `kafka01.<domain>`.
+    pub domain: String,
+    /// Operating system of nodes that do not say otherwise: `debian-12`, `ubuntu-22.04`, `rhel-9`.
+    pub os: String,
+    /// Roles of every node.
+    #[serde(default)]
+    pub roles: Vec<RoleName>,
+    /// Full id of an accepted commit whose `roles/` this environment keeps.
+    #[serde(default)]
+    pub roles_at: Option<String>,
+    /// name -> CIDR
+    #[serde(default)]
+    pub networks: BTreeMap<String, String>,
+    /// name -> address
+    #[serde(default)]
+    pub vips: BTreeMap<String, String>,
+}
+
+/// `environments/<env>/topology.toml`: who and how many.
+#[derive(Deserialize, JsonSchema, Clone, Debug)]
+#[serde(deny_unknown_fields)]
+pub struct TopologyFile {
+    #[serde(default)]
+    pub tiers: BTreeMap<String, TierEntry>,
+    /// In order of declaration.
+    #[serde(default)]
+    #[schemars(with = "BTreeMap<String, ClusterEntry>")]
+    pub clusters: Entries<ClusterEntry>,
+    /// In order of declaration, which is the order of restarts.
+    #[serde(default)]
+    #[schemars(with = "BTreeMap<String, NodeEntry>")]
+    pub nodes: Entries<NodeEntry>,
+}
+
+/// Named tables in the order in which they are written, each with the span of its name.
+#[derive(Clone, Debug)]
+pub struct Entries<T>(pub Vec<(toml::Spanned<String>, T)>);
+
+impl<T> Default for Entries<T> {
+    fn default() -> Self {
+        Self(Vec::new())
+    }
+}
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Entries<T> {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct InOrder<T>(std::marker::PhantomData<T>);
+        impl<'de, T: Deserialize<'de>> serde::de::Visitor<'de> for InOrder<T> {
+            type Value = Entries<T>;
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("named tables")
+            }
+            fn visit_map<A: serde::de::MapAccess<'de>>(self, mut map: A) -> Result<Entries<T>, A::Error> {
+                let mut entries = Vec::new();
+                while let Some(entry) = map.next_entry()? {
+                    entries.push(entry);
+                }
+                Ok(Entries(entries))
+            }
+        }
+        deserializer.deserialize_map(InOrder(std::marker::PhantomData))
+    }
+}
+
+#[derive(Deserialize, JsonSchema, Clone, Debug)]
+#[serde(deny_unknown_fields)]
+pub struct TierEntry {
+    /// For display only.
+    pub order: i64,
+}
+
+#[derive(Deserialize, JsonSchema, Clone, Debug)]
+#[serde(deny_unknown_fields)]
+pub struct ClusterEntry {
+    pub tier: String,
+    /// Roles that every member has. Empty: not written yet; `check` warns.
+    pub roles: Vec<RoleName>,
+    /// Clusters whose members report a commit applied before these take it.
+    #[serde(default)]
+    pub after: Vec<ClusterName>,
+    /// Maintenance windows, UTC: `Sat 02:00-04:00`. Empty: always.
+    #[serde(default)]
+    pub windows: Vec<String>,
+    /// `converger restart` raises it.
+    #[serde(default)]
+    pub restart_epoch: u64,
+    /// Explicit numbers, never reused: `node.id` in this cluster's roles.
+    #[serde(default)]
+    pub ids: BTreeMap<NodeName, u64>,
+    #[serde(default)]
+    pub groups: BTreeMap<String, GroupEntry>,
+}
+
+#[derive(Deserialize, JsonSchema, Clone, Debug)]
+#[serde(deny_unknown_fields)]
+pub struct GroupEntry {
+    /// Selector within the cluster.
+    #[serde(default)]
+    pub members: Selector,
+    pub quorum: Quorum,
+    pub max_unavailable: usize,
+    /// Names that go first; the leader goes last whatever is said here.
+    #[serde(default)]
+    pub rank: Vec<NodeName>,
+    /// Groups of which none may be disrupted at the same time.
+    #[serde(default)]
+    pub conflicts: Vec<GroupId>,
+    /// Former names of this group.
+    #[serde(default)]
+    pub aliases: Vec<GroupId>,
+}
+
+#[derive(Deserialize, JsonSchema, Clone, Copy, PartialEq, Eq, Debug)]
+#[serde(rename_all = "kebab-case")]
+pub enum Quorum {
+    /// More than half of the members must stay up.
+    Majority,
+    /// Only `max_unavailable` counts.
+    None,
+}
+
+#[derive(Deserialize, JsonSchema, Clone, Debug)]
+#[serde(deny_unknown_fields)]
+pub struct NodeEntry {
+    pub clusters: Vec<ClusterName>,
+    /// network -> address
+    pub addresses: BTreeMap<String, String>,
+    pub size: Size,
+    /// Free facts for selectors and templates: `controller = true`, `rack = "a"`.
+    #[serde(default)]
+    #[schemars(with = "BTreeMap<String, serde_json::Value>")]
+    pub labels: BTreeMap<String, toml::Value>,
+    /// Default: the environment's.
+    #[serde(default)]
+    pub os: Option<String>,
+    /// The node's own age or SSH public key.
+    #[serde(default)]
+    pub recipient: Option<String>,
+    /// Default: active.
+    #[serde(default)]
+    pub state: Membership,
+}
+
+#[derive(Deserialize, JsonSchema, Clone, Copy, PartialEq, Eq, Debug, Default, serde::Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Size {
+    pub vcpu: u64,
+    pub memory_gib: u64,
+    pub disk_gib: u64,
+}
+
+#[derive(Deserialize, JsonSchema, Clone, Copy, PartialEq, Eq, Debug, Default, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Membership {
+    /// New: its first start is a membership change.
+    Joining,
+    #[default]
+    Active,
+    /// On its way out.
+    Draining,
+    /// Out; may be deleted from the topology.
+    Retired,
+}
+
+/// `versions.toml`, one table per component.
+#[derive(Deserialize, JsonSchema, Clone, PartialEq, Eq, Debug)]
+#[serde(deny_unknown_fields)]
+pub struct Version {
+    pub version: String,
+    /// Hex SHA-256 of the archive; needed once a role declares the artifact.
+    #[serde(default)]
+    pub sha256: Option<String>,
+    /// Tried in order.
+    #[serde(default)]
+    pub urls: Vec<String>,
+    /// Where an OS (family or exact) differs.
+    #[serde(default)]
+    pub os: BTreeMap<String, VersionOverride>,
+}
+
+#[derive(Deserialize, JsonSchema, Clone, PartialEq, Eq, Debug)]
+#[serde(deny_unknown_fields)]
+pub struct VersionOverride {
+    #[serde(default)]
+    pub version: Option<String>,
+    #[serde(default)]
+    pub sha256: Option<String>,
+    #[serde(default)]
+    pub urls: Option<Vec<String>>,
+}
+
+/// `variables.toml`: values for templates, over `roles/<role>/defaults.toml`. Tables merge, arrays replace, later wins:
+/// all, os, cluster, node.
+#[derive(Deserialize, JsonSchema, Clone, Debug, Default)]
+#[serde(deny_unknown_fields)]
+pub struct Variables {
+    #[serde(default)]
+    #[schemars(with = "BTreeMap<String, serde_json::Value>")]
+    pub all: toml::Table,
+    #[serde(default)]
+    #[schemars(with = "BTreeMap<String, BTreeMap<String, serde_json::Value>>")]
+    pub os: BTreeMap<String, toml::Table>,
+    #[serde(default)]
+    #[schemars(with = "BTreeMap<String, BTreeMap<String, serde_json::Value>>")]
+    pub cluster: BTreeMap<ClusterName, toml::Table>,
+    #[serde(default)]
+    #[schemars(with = "BTreeMap<String, BTreeMap<String, serde_json::Value>>")]
+    pub node: BTreeMap<NodeName, toml::Table>,
+}
+
+/// `secrets.toml`: who may read which secret.
+#[derive(Deserialize, JsonSchema, Clone, Debug, Default)]
+#[serde(deny_unknown_fields)]
+pub struct SecretsFile {
+    /// Recipients that can open every secret of the environment.
+    #[serde(default)]
+    pub operators: Vec<String>,
+    #[serde(default)]
+    pub secrets: BTreeMap<crate::name::SecretName, SecretEntry>,
+}
+
+#[derive(Deserialize, JsonSchema, Clone, Debug)]
+#[serde(deny_unknown_fields)]
+pub struct SecretEntry {
+    /// Raised when the value changes; restarts follow it, never the ciphertext.
+    pub version: u64,
+    /// Hex SHA-256 of the .age file.
+    pub sha256: String,
+    /// Nodes that may read it.
+    pub grant: Selector,
+    /// Hex SHA-256 of the sorted recipients it is encrypted to, each followed by a newline.
+    pub recipients: String,
+}
+
+/// `roles/<role>/role.toml`: what a node with this role must look like.
+#[derive(Deserialize, JsonSchema, Clone, Debug)]
+#[serde(deny_unknown_fields)]
+pub struct RoleFile {
+    /// Version of the format. Always 1.
+    pub format: u32,
+    /// What the topology's groups of this name mean.
+    #[serde(default)]
+    pub groups: BTreeMap<String, RoleGroup>,
+    #[serde(default)]
+    #[schemars(with = "Vec<Package>")]
+    pub package: Vec<toml::Spanned<Package>>,
+    #[serde(default)]
+    #[schemars(with = "Vec<Artifact>")]
+    pub artifact: Vec<toml::Spanned<Artifact>>,
+    #[serde(default)]
+    #[schemars(with = "Vec<File>")]
+    pub file: Vec<toml::Spanned<File>>,
+    #[serde(default)]
+    #[schemars(with = "Vec<Unit>")]
+    pub unit: Vec<toml::Spanned<Unit>>,
+    #[serde(default)]
+    #[schemars(with = "Vec<Check>")]
+    pub check: Vec<toml::Spanned<Check>>,
+    #[serde(default)]
+    #[schemars(with = "Vec<Action>")]
+    pub action: Vec<toml::Spanned<Action>>,
+}
+
+#[derive(Deserialize, JsonSchema, Clone, PartialEq, Eq, Debug)]
+#[serde(deny_unknown_fields)]
+pub struct RoleGroup {
+    /// The unit whose stop takes a member away.
+    pub unit: UnitName,
+    /// A check: asked of the other members before (probe), of oneself after (settle).
+    #[serde(default)]
+    pub gate: Option<String>,
+    /// The check that tells who leads.
+    #[serde(default)]
+    pub leader: Option<String>,
+    /// How long the member must be healthy, without a break, before the next one moves.
+    #[serde(default = "settle_default")]
+    pub settle_secs: u64,
+}
+
+fn settle_default() -> u64 {
+    30
+}
+
+/// An OS package.
+#[derive(Deserialize, JsonSchema, Clone, PartialEq, Eq, Debug)]
+#[serde(deny_unknown_fields)]
+pub struct Package {
+    /// By OS family or exact OS: `{ debian = "chrony", rhel = "chrony" }`.
+    pub name: BTreeMap<String, String>,
+    /// Empty: any.
+    #[serde(default)]
+    pub version: String,
+    /// Kept from being upgraded by others.
+    #[serde(default)]
+    pub hold: bool,
+    #[serde(default)]
+    pub only: Selector,
+    #[serde(default)]
+    pub restarts: Vec<UnitName>,
+    #[serde(default)]
+    pub reloads: Vec<UnitName>,
+    #[serde(default)]
+    pub reboot: bool,
+}
+
+/// An archive of `versions.toml`, unpacked to `into/<version>`; `into/current` points there.
+#[derive(Deserialize, JsonSchema, Clone, PartialEq, Eq, Debug)]
+#[serde(deny_unknown_fields)]
+pub struct Artifact {
+    pub component: String,
+    pub into: String,
+    #[serde(default)]
+    pub only: Selector,
+    #[serde(default)]
+    pub restarts: Vec<UnitName>,
+    #[serde(default)]
+    pub reloads: Vec<UnitName>,
+}
+
+/// A file: exactly one of `template`, `source`, `secret`.
+#[derive(Deserialize, JsonSchema, Clone, PartialEq, Eq, Debug)]
+#[serde(deny_unknown_fields)]
+pub struct File {
+    /// Absolute; a Tera string.
+    pub path: String,
+    /// A Tera template in the role's folder.
+    #[serde(default)]
+    pub template: Option<String>,
+    /// A file in the role's folder, byte for byte.
+    #[serde(default)]
+    pub source: Option<String>,
+    /// A secret's name; a Tera string.
+    #[serde(default)]
+    pub secret: Option<String>,
+    #[serde(default = "root")]
+    pub owner: String,
+    #[serde(default = "root")]
+    pub group: String,
+    /// Octal. Default: 0644, and 0600 where a secret is in it.
+    #[serde(default)]
+    pub mode: Option<String>,
+    #[serde(default)]
+    pub only: Selector,
+    #[serde(default)]
+    pub validate: Option<Validate>,
+    #[serde(default)]
+    pub restarts: Vec<UnitName>,
+    #[serde(default)]
+    pub reloads: Vec<UnitName>,
+    #[serde(default)]
+    pub policy: Policy,
+    #[serde(default)]
+    pub reboot: bool,
+}
+
+fn root() -> String {
+    "root".to_owned()
+}
+
+/// A check of a file's candidate before it replaces anything.
+#[derive(Deserialize, JsonSchema, Clone, PartialEq, Eq, Debug)]
+#[serde(deny_unknown_fields)]
+pub struct Validate {
+    /// Argument list; `{}` is the candidate.
+    pub run: Vec<String>,
+    /// Default: an unprivileged user.
+    #[serde(default)]
+    pub user: String,
+    #[serde(default = "zero")]
+    pub ok_exit: Vec<i32>,
+    /// Regular expressions over the output that refuse the candidate whatever the exit code.
+    #[serde(default)]
+    pub fail_on: Vec<String>,
+    /// Lines of output to leave out of account.
+    #[serde(default)]
+    pub ignore: Vec<String>,
+}
+
+fn zero() -> Vec<i32> {
+    vec![0]
+}
+
+/// A systemd unit.
+#[derive(Deserialize, JsonSchema, Clone, PartialEq, Eq, Debug)]
+#[serde(deny_unknown_fields)]
+pub struct Unit {
+    pub name: UnitName,
+    /// Our own unit file: a template in the role's folder.
+    #[serde(default)]
+    pub template: Option<String>,
+    /// A drop-in for a vendor's unit: a template in the role's folder.
+    #[serde(default)]
+    pub dropin: Option<String>,
+    /// Default: left as it is.
+    #[serde(default)]
+    pub enabled: Option<bool>,
+    #[serde(default)]
+    pub state: Wanted,
+    /// Argument lists, run before the stop; one that fails ends the attempt before anything stopped.
+    #[serde(default)]
+    pub before_stop: Vec<Vec<String>>,
+    /// Run only where this member leads: hand the lead over.
+    #[serde(default)]
+    pub transfer: Vec<Vec<String>>,
+    #[serde(default)]
+    pub after_start: Vec<Vec<String>>,
+    #[serde(default = "stop_default")]
+    pub stop_secs_max: u64,
+    #[serde(default = "stop_default")]
+    pub start_secs_max: u64,
+    /// A reload takes the hold too, unless it is known to be harmless.
+    #[serde(default = "yes")]
+    pub reload_hold: bool,
+    /// Exactly one of the cluster's candidates runs it.
+    #[serde(default)]
+    pub singleton: bool,
+    /// Singletons only.
+    #[serde(default)]
+    pub lease_secs: Option<u64>,
+    #[serde(default)]
+    pub only: Selector,
+}
+
+fn stop_default() -> u64 {
+    90
+}
+
+/// A question about a member's health.
+#[derive(Deserialize, JsonSchema, Clone, PartialEq, Eq, Debug)]
+#[serde(deny_unknown_fields)]
+pub struct Check {
+    pub name: String,
+    pub kind: CheckKind,
+    /// Whose address of the asked member is used. Default: the first that the environment declares.
+    #[serde(default)]
+    pub network: Option<String>,
+    #[serde(default)]
+    pub port: Option<u16>,
+    #[serde(default)]
+    pub path: Option<String>,
+    /// Expected HTTP status. Default: 200.
+    #[serde(default)]
+    pub status: Option<u16>,
+    #[serde(default)]
+    pub tls: Option<CheckTls>,
+    #[serde(default)]
+    pub secret: Option<String>,
+    #[serde(default)]
+    pub user: Option<String>,
+    /// `command`: argument list; `{address}` is the asked member.
+    #[serde(default)]
+    pub run: Vec<String>,
+    #[serde(default = "five")]
+    pub timeout_secs: u64,
+}
+
+fn five() -> u64 {
+    5
+}
+
+#[derive(Deserialize, JsonSchema, Clone, Copy, PartialEq, Eq, Debug)]
+#[serde(rename_all = "kebab-case")]
+pub enum CheckKind {
+    Etcd,
+    KafkaQuorum,
+    KafkaIsr,
+    Patroni,
+    Redis,
+    Sentinel,
+    Keeper,
+    VipHolder,
+    Http,
+    Tcp,
+    Command,
+    Unit,
+}
+
+#[derive(Deserialize, JsonSchema, Clone, PartialEq, Eq, Debug)]
+#[serde(deny_unknown_fields)]
+pub struct CheckTls {
+    pub ca: String,
+    #[serde(default)]
+    pub cert: Option<String>,
+    #[serde(default)]
+    pub key: Option<String>,
+}
+
+/// A guarded one-off command.
+#[derive(Deserialize, JsonSchema, Clone, PartialEq, Eq, Debug)]
+#[serde(deny_unknown_fields)]
+pub struct Action {
+    pub name: String,
+    /// Argument list; no shell.
+    pub run: Vec<String>,
+    /// Done if this path exists.
+    #[serde(default)]
+    pub creates: Option<String>,
+    /// Done if this command exits 0.
+    #[serde(default)]
+    pub unless: Vec<String>,
+    /// Default: root.
+    #[serde(default)]
+    pub user: String,
+    /// Units that must not start before this ran.
+    #[serde(default)]
+    pub before: Vec<UnitName>,
+    #[serde(default)]
+    pub scope: Scope,
+    /// `join`, `drain`, `leave`: a membership change, under the node's hold.
+    #[serde(default)]
+    pub on: String,
+    #[serde(default)]
+    pub only: Selector,
+}

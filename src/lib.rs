@@ -1,0 +1,9 @@
+//! (being written)
+pub mod clock;
+pub mod fleet;
+pub mod host;
+pub mod lock;
+pub mod name;
+pub mod probe;
+pub mod reason;
+pub mod resource;

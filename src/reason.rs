@@ -1,0 +1,245 @@
+//! Every reason for which a node waits, refuses or fails: one list, from which exit codes, docs, metrics and
+//! `converger explain` are made.
+//!
+//! PURE. Never: a reason that stands anywhere else as a bare string.
+
+use std::fmt;
+
+/// Exit codes of every command.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Exit {
+    Done = 0,
+    /// A bug of ours.
+    Internal = 1,
+    /// Wrong usage or local settings.
+    Usage = 2,
+    /// The fleet repository has problems.
+    Repository = 3,
+    /// Trust refused, or the source is stale.
+    Trust = 4,
+    /// The host is not (wholly) converged.
+    Host = 5,
+    /// Waiting: a hold, a gate, a window, a pause.
+    Waiting = 6,
+    /// Source or coordination unreachable.
+    Unreachable = 7,
+    Secrets = 8,
+}
+
+impl Exit {
+    /// When several apply, the first of 1, 2, 3, 4, 8, 5, 7, 6, 0.
+    pub fn worst(self, other: Self) -> Self {
+        const ORDER: [Exit; 9] = [
+            Exit::Internal,
+            Exit::Usage,
+            Exit::Repository,
+            Exit::Trust,
+            Exit::Secrets,
+            Exit::Host,
+            Exit::Unreachable,
+            Exit::Waiting,
+            Exit::Done,
+        ];
+        ORDER.into_iter().find(|exit| *exit == self || *exit == other).unwrap_or(Self::Internal)
+    }
+
+    pub fn code(self) -> u8 {
+        self as u8
+    }
+}
+
+#[derive(Clone, Copy)]
+pub struct Reason {
+    /// Kebab-case, stable: the same word in text, JSON, metrics, docs and `converger explain`.
+    pub id: &'static str,
+    pub exit: Exit,
+    /// What it means, in one sentence.
+    pub sentence: &'static str,
+    /// What to do.
+    pub mend: &'static str,
+}
+
+impl PartialEq for Reason {
+    fn eq(&self, other: &Self) -> bool {
+        self.id == other.id
+    }
+}
+
+impl Eq for Reason {}
+
+impl fmt::Debug for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.id)
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.id)
+    }
+}
+
+macro_rules! reasons {
+    ($($name:ident = $id:literal, $exit:ident, $sentence:literal, $mend:literal;)*) => {
+        $(pub const $name: Reason =
+            Reason { id: $id, exit: Exit::$exit, sentence: $sentence, mend: $mend };)*
+        /// All of them, in the order of the manual.
+        pub const ALL: &[Reason] = &[$($name),*];
+    };
+}
+
+reasons! {
+    // trust
+    UNSIGNED = "unsigned", Trust,
+        "A commit after the last accepted one carries no signature.",
+        "Put it on a merge's second parent with `converger trust mend`; a revert leaves it on the branch.";
+    BAD_SIGNATURE = "bad-signature", Trust,
+        "A commit's signature does not match its content, its namespace or an allowed algorithm.",
+        "Sign again with an SSH key (`git config gpg.format ssh`), then `converger trust mend`.";
+    UNKNOWN_KEY = "unknown-key", Trust,
+        "A commit is signed by a key that trust/allowed_signers of its first parent does not list.",
+        "Let a root principal add the key first, in a commit of its own; mend the branch with `converger trust mend`.";
+    BANNED_KEY = "banned-key", Trust,
+        "A commit is signed by a key that is banned, in the repository or on this node.",
+        "Mend the branch with `converger trust mend`; banned keys never sign validly again.";
+    SCOPE = "scope", Trust,
+        "A commit changes paths that its signer's scope in trust/policy.toml does not cover.",
+        "Have somebody with that scope sign the change.";
+    ROOT_REQUIRED = "root-required", Trust,
+        "trust/ or fleet.toml changed in a commit that no principal with role root signed.",
+        "Have a root principal make this change in a commit of its own.";
+    TRUST_REMOVED = "trust-removed", Trust,
+        "A commit removes, empties or garbles the trust folder.",
+        "Mend the branch with `converger trust mend`; the folder cannot be dropped.";
+    REAUTHORISES_BANNED_KEY = "reauthorises-banned-key", Trust,
+        "A commit takes a key off the ban list, or lists a banned key again.",
+        "Bans only grow. Mend the branch with `converger trust mend`.";
+    MALFORMED_COMMIT = "malformed-commit", Trust,
+        "A commit object is not in Git's canonical form (headers, encoding or signature armor).",
+        "Make the commit again with an ordinary git.";
+    ROLLBACK = "rollback", Trust,
+        "The remote offers an ancestor of what this node already accepted.",
+        "Put the branch back to where it was; to go back on purpose use `git revert`.";
+    FOXTROT = "foxtrot", Trust,
+        "What this node accepted is in the branch's history, but not on its first-parent chain.",
+        "Merge the other way round: the tracked branch must be the first parent.";
+    NOT_DESCENDANT = "not-descendant", Trust,
+        "The remote's branch does not descend from what this node accepted.",
+        "Put the branch back; history of the tracked branch is never rewritten.";
+    INTRODUCTION_MISSING = "introduction-missing", Trust,
+        "The introduction of this node's trust root is not in the branch's history, or another key signed it.",
+        "Check the remote and `introduction` in trust.toml against the fleet's records.";
+    FLEET_MISMATCH = "fleet-mismatch", Trust,
+        "The repository names another fleet than this node's trust root, or another trust policy.",
+        "Point the node at its own fleet's repository.";
+    LIMIT = "limit", Trust,
+        "The remote sent more than this node takes (size, count, depth or time).",
+        "Look at the remote; raise [limits] in trust.toml only if the repository really is that big.";
+    STALE_SOURCE = "stale-source", Trust,
+        "The remote shows an older commit than other nodes have verified.",
+        "Look at the remote or mirror; this node keeps enforcing its last good commit.";
+    FORKED_SOURCE = "forked-source", Trust,
+        "Other nodes verified another commit at the same place of the history.",
+        "Find out who signed both; this node keeps enforcing its last good commit.";
+    // repository
+    REPOSITORY_INVALID = "repository-invalid", Repository,
+        "The commit verifies, but the fleet repository has problems that touch this node.",
+        "Run `converger check`; the fix is the next commit.";
+    NOT_IN_TOPOLOGY = "not-in-topology", Repository,
+        "The topology does not name this node; it does nothing, and keeps what it has.",
+        "Add the node to topology.toml, or take the machine away.";
+    GUARDED = "guarded", Repository,
+        "The commit does something that a guard of fleet.toml holds back.",
+        "If it is meant, add the `Converger-Allow:` trailer that `plan` prints to a signed commit.";
+    // host
+    APPLY_FAILED = "apply-failed", Host,
+        "A resource could not be brought to what the repository says; the rest went on.",
+        "Read the resource's error in `converger why NODE` or the journal.";
+    DEPENDENCY_FAILED = "dependency-failed", Host,
+        "Left alone because something it needs failed.",
+        "Mend what failed first; this follows by itself.";
+    GATE_FAILED = "gate-failed", Host,
+        "This node's own member did not become healthy after its restart; it keeps its hold, so nobody else moves.",
+        "Fix forward or `git revert`: the next commit repairs this node first.";
+    STEP_FAILED = "step-failed", Host,
+        "A step before the stop failed; nothing was stopped and the hold was given back.",
+        "Look at the step's command; it is tried again at the next run.";
+    DRY_RUN = "dry-run", Host,
+        "There is something to do, and this was a dry run.",
+        "Run without --dry-run.";
+    INTERRUPTED = "interrupted", Host,
+        "The agent was asked to stop; it finished the batch at hand and left the rest.",
+        "The next run goes on from here.";
+    // waiting
+    HELD_BY_PEER = "held-by-peer", Waiting,
+        "Another member of the group has the hold.",
+        "It ends when that member settles. If its machine is off for good: `converger holds release --dead NODE`.";
+    HOLD_FAILED = "hold-failed", Waiting,
+        "A member of the group failed after its restart and keeps its hold; the rest of the group stays as it is.",
+        "Fix forward or `git revert`: that member repairs itself first, then the others go on.";
+    DEGRADED = "degraded", Waiting,
+        "Too few other members are healthy to take this one away.",
+        "Bring the unhealthy members back; unknown counts as down.";
+    ORDER = "order", Waiting,
+        "Earlier members of the group have not applied the commit yet.",
+        "It ends when they report it, or are dead or silent.";
+    FIRST_ALONE = "first-alone", Waiting,
+        "The first member to take a commit goes alone; it has not settled yet.",
+        "It ends when that member settles.";
+    AFTER_CLUSTER = "after-cluster", Waiting,
+        "A cluster that comes first has not reported the commit yet.",
+        "It ends when that cluster reports it, or after 30 minutes.";
+    SETTLING = "settling", Waiting,
+        "The own member was restarted and must stay healthy for its settle time.",
+        "It ends by itself.";
+    FROZEN = "frozen", Waiting,
+        "A freeze is in force: nothing new is stopped.",
+        "It ends at its expiry, or with `converger unfreeze`.";
+    DECLARED_DEAD = "declared-dead", Waiting,
+        "An operator declared this node dead; it must not disrupt anything.",
+        "`converger node admit` after making sure that it is what it was.";
+    LOST_RACE = "lost-race", Waiting,
+        "Another member claimed first.",
+        "Tried again as soon as that hold is released.";
+    QUORUM_TOO_SMALL = "quorum-too-small", Waiting,
+        "The group can never spare a member: it has too few for its quorum.",
+        "Add members, or state `quorum = \"none\"` for it if losing it for a moment is acceptable.";
+    BEHIND_SPEC = "behind-spec", Waiting,
+        "The group's members and lanes are governed by a commit that this node has not verified yet.",
+        "It ends when this node has fetched that commit.";
+    // unreachable
+    SOURCE_UNREACHABLE = "source-unreachable", Unreachable,
+        "No remote could be fetched from.",
+        "Check network, host key, certificates and the deploy key; the last good commit stays in force.";
+    STORE_UNREACHABLE = "store-unreachable", Unreachable,
+        "The store does not answer; nothing that needs a hold is started.",
+        "Bring etcd back; what needs no hold goes on meanwhile.";
+    STORE_DENIED = "store-denied", Unreachable,
+        "The store refuses this node's credentials.",
+        "Check certificate, user and role of this node in etcd.";
+    STORE_FULL = "store-full", Unreachable,
+        "The store has raised its NOSPACE alarm: no claims; releases still work.",
+        "Compact and defragment etcd, then disarm the alarm.";
+    STORE_REPLACED = "store-replaced", Unreachable,
+        "The store is not the one this node knows: another cluster, or an older revision of it.",
+        "`docs: restored or replaced etcd`; no node disrupts anything until then.";
+    // secrets
+    SECRET_UNREADABLE = "secret-unreadable", Secrets,
+        "A secret that this node needs cannot be opened with its identities.",
+        "Grant it in secrets.toml and re-encrypt it to the recipients that the message names.";
+    IDENTITY_PERMISSIONS = "identity-permissions", Secrets,
+        "The node's identity is missing, or others can read it.",
+        "Keep it a regular file of the agent's own user with mode 0600.";
+    // usage
+    SETTINGS = "settings", Usage,
+        "agent.toml, trust.toml or the command line is not usable.",
+        "Fix what the message names.";
+    INTERNAL = "internal", Internal,
+        "A bug in converger.",
+        "Please report it with the journal of this run.";
+}
+
+/// The reason with this id.
+pub fn by_id(id: &str) -> Option<Reason> {
+    ALL.iter().copied().find(|reason| reason.id == id)
+}
