@@ -4,9 +4,12 @@
 //! from one to the other and collects every [`Problem`](problem::Problem); `select` takes one node's part.
 //! PURE. Never: reads a file, opens a secret, renders a template.
 
+pub mod check;
 pub mod load;
 pub mod problem;
+pub mod rule;
 pub mod schema;
+pub mod schemas;
 pub mod select;
 pub mod selector;
 pub mod tree;
@@ -24,6 +27,8 @@ pub struct Fleet {
     pub name: String,
     /// `None`: a work tree that is not committed.
     pub commit: Option<CommitId>,
+    /// Must agree with the nodes' trust roots, which decide.
+    pub trust: schema::TrustPolicy,
     pub guards: schema::Guards,
     pub environment: Environment,
     /// Every file of the commit, for templates and static sources.
@@ -36,6 +41,8 @@ pub struct Environment {
     pub os: String,
     /// Roles of every node.
     pub roles: Vec<RoleName>,
+    /// The commit whose `roles/` this environment keeps; the caller puts them into the tree.
+    pub roles_at: Option<CommitId>,
     /// name -> CIDR
     pub networks: BTreeMap<String, String>,
     /// name -> address

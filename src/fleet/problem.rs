@@ -4,15 +4,18 @@
 
 use std::ops::Range;
 
+use serde::Serialize;
+
 use crate::name::RepoPath;
 
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Severity {
     Error,
     Warning,
 }
 
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct Problem {
     pub severity: Severity,
     /// Stable, kebab-case: `unknown-cluster`.

@@ -305,6 +305,27 @@ pub struct Version {
     pub os: BTreeMap<String, VersionOverride>,
 }
 
+/// A component's version as one OS gets it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Pinned<'a> {
+    pub version: &'a str,
+    pub sha256: Option<&'a str>,
+    pub urls: &'a [String],
+}
+
+impl Version {
+    /// Key by key: the exact OS, its family, then everybody's.
+    pub fn on(&self, os: &str) -> Pinned<'_> {
+        let overrides = [self.os.get(os), self.os.get(super::os_family(os))];
+        let overrides = || overrides.into_iter().flatten();
+        Pinned {
+            version: overrides().find_map(|other| other.version.as_deref()).unwrap_or(&self.version),
+            sha256: overrides().find_map(|other| other.sha256.as_deref()).or(self.sha256.as_deref()),
+            urls: overrides().find_map(|other| other.urls.as_deref()).unwrap_or(&self.urls),
+        }
+    }
+}
+
 #[derive(Deserialize, JsonSchema, Clone, PartialEq, Eq, Debug)]
 #[serde(deny_unknown_fields)]
 pub struct VersionOverride {
@@ -428,6 +449,13 @@ pub struct Package {
     pub reloads: Vec<UnitName>,
     #[serde(default)]
     pub reboot: bool,
+}
+
+impl Package {
+    /// The name on the exact OS, else in its family.
+    pub fn name_on(&self, os: &str) -> Option<&str> {
+        self.name.get(os).or_else(|| self.name.get(super::os_family(os))).map(String::as_str)
+    }
 }
 
 /// An archive of `versions.toml`, unpacked to `into/<version>`; `into/current` points there.

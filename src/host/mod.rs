@@ -3,10 +3,17 @@
 //! Everything that changes a node goes through [`Host::perform`], one [`Step`] at a time. Never: a decision; which step
 //! and in which order was settled by `plan`.
 
+mod activate;
+mod backup;
 pub mod command;
 pub mod fake;
+mod files;
 pub mod linux;
+mod packages;
 pub mod recorder;
+mod root;
+pub mod units;
+mod validate;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -108,6 +115,8 @@ pub struct Done {
     pub took: Duration,
     /// Files that are live now, as stat sees them (after `Swap` and `SetAttributes`).
     pub stamps: Vec<(HostPath, Stamp, Digest)>,
+    /// What a sandbox cannot do and left out: in words.
+    pub skipped: Vec<String>,
 }
 
 /// A step that did not happen, or not wholly; what is live is old or new, never between.

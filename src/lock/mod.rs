@@ -10,4 +10,5 @@ pub mod local;
 pub mod machine;
 pub mod protocol;
 pub mod quorum;
+pub mod session;
 pub mod store;

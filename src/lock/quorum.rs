@@ -1,1 +1,360 @@
-//! (being written)
+//! May this node take its member of a group away now? A pure decision with its reason and its numbers.
+//!
+//! Unknown is down, every holder of any lane is down, a failed holder stops everybody else. A member that is already
+//! down costs nothing when it is taken. PURE. Never: a clock, a default that says yes.
+
+use std::collections::BTreeSet;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::fleet::Group;
+use crate::fleet::schema::Quorum;
+use crate::name::{ClusterName, CommitId, GroupId, NodeName};
+use crate::probe::Health;
+use crate::reason::{self, Reason};
+
+/// A hold, as its holder wrote it. Its token is the revision at which its key was created.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Hold {
+    pub group: GroupId,
+    pub lane: usize,
+    pub node: NodeName,
+    /// One attempt of one node; a write whose answer was lost is recognised by it.
+    pub attempt: String,
+    pub commit: CommitId,
+    pub seq: u64,
+    pub phase: HoldPhase,
+    pub units: Vec<String>,
+    pub boot_id: String,
+    pub reason: String,
+    pub since: Timestamp,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum HoldPhase {
+    /// Taken; nothing was stopped yet.
+    Claimed,
+    /// The member may be down, or is settling.
+    Armed,
+    /// The member did not become healthy; kept until it is repaired.
+    Failed,
+}
+
+/// One member of the group, as far as it is known.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Member {
+    pub name: NodeName,
+    pub health: Health,
+    pub leads: bool,
+    /// How far its own report says that it is.
+    pub applied_seq: Option<u64>,
+    /// It wants a hold of this group since then.
+    pub wants_since: Option<Timestamp>,
+    /// No sign of life.
+    pub silent: bool,
+    /// Declared dead by an operator.
+    pub dead: bool,
+}
+
+/// Everything that the decision about one group depends on.
+#[derive(Clone, Debug)]
+pub struct Situation<'a> {
+    pub group: &'a Group,
+    pub me: &'a NodeName,
+    /// The commit that I want to take.
+    pub commit: &'a CommitId,
+    pub seq: u64,
+    /// In order of declaration, me included.
+    pub members: Vec<Member>,
+    /// Whether my unit runs, from systemd.
+    pub running: bool,
+    /// Holds of the group and its aliases, all lanes, mine included.
+    pub holds: Vec<Hold>,
+    /// Holds of groups that must not be disrupted at the same time.
+    pub conflicting: Vec<Hold>,
+    /// A member has settled with this commit (or a later one) before.
+    pub proven: bool,
+    pub freeze: Option<Freeze>,
+    /// Clusters that go first and have not reported the commit, with the members that are missing.
+    pub after: Vec<(ClusterName, Vec<NodeName>)>,
+    /// How long I have been asking, in seconds of awake time.
+    pub asked_secs: u64,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Freeze {
+    pub reason: String,
+    pub by: String,
+    pub until: Option<Timestamp>,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Verdict {
+    /// In this lane.
+    Go { lane: usize },
+    /// Not now: what ends it is said.
+    Wait(Because),
+    /// Not before the repository or an operator changes something.
+    Never(Because),
+}
+
+/// A reason with its objects and numbers.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Because {
+    /// Id of a [`Reason`].
+    pub reason: String,
+    pub group: Option<GroupId>,
+    /// One sentence with names and numbers.
+    pub sentence: String,
+    pub holders: Vec<NodeName>,
+    pub since: Option<Timestamp>,
+    /// What would end it.
+    pub ends: String,
+}
+
+impl Because {
+    pub fn new(reason: Reason, group: Option<&GroupId>, sentence: String) -> Self {
+        Self {
+            reason: reason.id.to_owned(),
+            group: group.cloned(),
+            sentence,
+            holders: Vec::new(),
+            since: None,
+            ends: reason.mend.to_owned(),
+        }
+    }
+
+    pub fn held_by(mut self, hold: &Hold) -> Self {
+        self.holders.push(hold.node.clone());
+        self.since = Some(self.since.map_or(hold.since, |since| since.min(hold.since)));
+        self
+    }
+
+    pub fn ends(mut self, ends: impl Into<String>) -> Self {
+        self.ends = ends.into();
+        self
+    }
+
+    pub fn reason(&self) -> Reason {
+        reason::by_id(&self.reason).unwrap_or(reason::INTERNAL)
+    }
+}
+
+/// A member that was earlier in the order may keep the others waiting this long without asking itself.
+pub const SILENT_IN_ORDER_SECS: u64 = 120;
+/// The leader yields to members that still want the commit for at most this long.
+pub const LEADER_YIELD_SECS: u64 = 1800;
+/// Clusters named in `after` are waited for at most this long.
+pub const AFTER_SECS: u64 = 1800;
+
+/// May I claim a lane? Everything that can be known before the claim; health is judged again after it.
+pub fn may_claim(s: &Situation<'_>) -> Verdict {
+    let id = &s.group.id;
+    if let Some(freeze) = &s.freeze {
+        let until = freeze.until.map_or(String::new(), |until| format!(" until {until}"));
+        return Verdict::Wait(Because::new(
+            reason::FROZEN,
+            Some(id),
+            format!("frozen{until} by {}: {}", freeze.by, freeze.reason),
+        ));
+    }
+    if let Some(never) = impossible(s) {
+        return never;
+    }
+    let others: Vec<&Hold> = s.holds.iter().filter(|hold| hold.node != *s.me).collect();
+    if let Some(failed) = others.iter().find(|hold| hold.phase == HoldPhase::Failed) {
+        return Verdict::Wait(
+            Because::new(
+                reason::HOLD_FAILED,
+                Some(id),
+                format!(
+                    "{} failed with {} and keeps {}: {}",
+                    failed.node,
+                    failed.commit.short(),
+                    id.short(),
+                    failed.reason
+                ),
+            )
+            .held_by(failed),
+        );
+    }
+    if let Some(conflict) = s.conflicting.iter().find(|hold| hold.node != *s.me) {
+        return Verdict::Wait(
+            Because::new(
+                reason::HELD_BY_PEER,
+                Some(id),
+                format!("{} has {}, which must not be disrupted together with {}", conflict.node, conflict.group, id),
+            )
+            .held_by(conflict),
+        );
+    }
+    let taken: BTreeSet<usize> = others.iter().map(|hold| hold.lane).collect();
+    let lane = (0..s.group.max_unavailable).find(|lane| !taken.contains(lane));
+    let (Some(lane), true) = (lane, others.len() < s.group.max_unavailable) else {
+        return Verdict::Wait(held(s, &others));
+    };
+    if !others.is_empty() && !s.proven {
+        let first = others[0];
+        return Verdict::Wait(
+            Because::new(
+                reason::FIRST_ALONE,
+                Some(id),
+                format!("{} is the first to take {}; it goes alone until it has settled", first.node, s.commit.short()),
+            )
+            .held_by(first),
+        );
+    }
+    if let Some(wait) = before_me(s) {
+        return Verdict::Wait(wait);
+    }
+    match may_arm(s) {
+        Verdict::Go { .. } => Verdict::Go { lane },
+        other => other,
+    }
+}
+
+/// After the claim: does the group, as it is now, allow my member to go away?
+pub fn may_arm(s: &Situation<'_>) -> Verdict {
+    let id = &s.group.id;
+    if let Some(never) = impossible(s) {
+        return never;
+    }
+    let others: Vec<&Hold> = s.holds.iter().filter(|hold| hold.node != *s.me).collect();
+    if let Some(failed) = others.iter().find(|hold| hold.phase == HoldPhase::Failed) {
+        let sentence = format!("{} failed with {} and keeps {}", failed.node, failed.commit.short(), id.short());
+        return Verdict::Wait(Because::new(reason::HOLD_FAILED, Some(id), sentence).held_by(failed));
+    }
+    let lane = s.holds.iter().find(|hold| hold.node == *s.me).map_or(0, |hold| hold.lane);
+    let own_health = s.members.iter().find(|member| member.name == *s.me).map(|member| &member.health);
+    // A member that is down already cannot be taken away. While it still runs (and may still vote) it must be alone.
+    let own_down = !s.running || (matches!(own_health, Some(Health::Unhealthy(_))) && others.is_empty());
+    if own_down {
+        return Verdict::Go { lane };
+    }
+    let holders: BTreeSet<&NodeName> = others.iter().map(|hold| &hold.node).collect();
+    let healthy = s
+        .members
+        .iter()
+        .filter(|member| member.name != *s.me && !holders.contains(&member.name))
+        .filter(|member| member.health == Health::Healthy)
+        .count();
+    let needed = needed(s.group, s.members.len());
+    if healthy >= needed {
+        return Verdict::Go { lane };
+    }
+    let down: Vec<String> = s
+        .members
+        .iter()
+        .filter(|member| member.name != *s.me)
+        .filter_map(|member| match &member.health {
+            _ if holders.contains(&member.name) => Some(format!("{} holds", member.name)),
+            Health::Healthy => None,
+            Health::Unhealthy(why) => Some(format!("{}: {why}", member.name)),
+            Health::Unknown(why) => Some(format!("{}: unknown, {why}", member.name)),
+        })
+        .collect();
+    Verdict::Wait(
+        Because::new(
+            reason::DEGRADED,
+            Some(id),
+            format!(
+                "{healthy} of {} other members of {} are healthy, {needed} are needed ({})",
+                s.members.len().saturating_sub(1),
+                id.short(),
+                down.join("; ")
+            ),
+        )
+        .ends(format!("It ends when {needed} others are healthy.")),
+    )
+}
+
+/// How many others must be healthy while one member is away: max(quorum, members - max_unavailable).
+pub fn needed(group: &Group, members: usize) -> usize {
+    let quorum = match group.quorum {
+        Quorum::Majority => members / 2 + 1,
+        Quorum::None => 0,
+    };
+    quorum.max(members.saturating_sub(group.max_unavailable))
+}
+
+/// The order in which members of a group take a commit: rank, then declaration, whoever leads last.
+pub fn order<'a>(group: &Group, members: &'a [Member]) -> Vec<&'a Member> {
+    let mut order: Vec<&Member> = members.iter().collect();
+    order.sort_by_key(|member| {
+        let rank = group.rank.iter().position(|name| *name == member.name).unwrap_or(usize::MAX);
+        (member.leads, rank)
+    });
+    order
+}
+
+fn impossible(s: &Situation<'_>) -> Option<Verdict> {
+    let n = s.members.len();
+    let needed = needed(s.group, n);
+    (s.running && needed > n.saturating_sub(1)).then(|| {
+        Verdict::Never(Because::new(
+            reason::QUORUM_TOO_SMALL,
+            Some(&s.group.id),
+            format!("{} has {n} members and needs {needed} of them while one is away", s.group.id.short()),
+        ))
+    })
+}
+
+fn held(s: &Situation<'_>, others: &[&Hold]) -> Because {
+    let names: Vec<&str> = others.iter().map(|hold| hold.node.as_str()).collect();
+    let mut because = Because::new(
+        reason::HELD_BY_PEER,
+        Some(&s.group.id),
+        format!("{} has {}", names.join(", "), s.group.id.short()),
+    );
+    for hold in others {
+        because = because.held_by(hold);
+    }
+    because.ends(format!(
+        "It ends when {} settles. If its machine is off for good: converger holds release --dead {} --reason \"…\"",
+        names.join(", "),
+        names.first().unwrap_or(&"NODE")
+    ))
+}
+
+/// Who goes before me and has not been there yet.
+fn before_me(s: &Situation<'_>) -> Option<Because> {
+    if s.asked_secs < AFTER_SECS
+        && let Some((cluster, missing)) = s.after.first()
+    {
+        let names: Vec<&str> = missing.iter().map(|name| name.as_str()).collect();
+        return Some(Because::new(
+            reason::AFTER_CLUSTER,
+            Some(&s.group.id),
+            format!("{cluster} goes first; missing: {}", names.join(", ")),
+        ));
+    }
+    // Repairing a member that is down already does not queue behind the healthy.
+    if !s.running {
+        return None;
+    }
+    let order = order(s.group, &s.members);
+    let mine = s.members.iter().find(|member| member.name == *s.me)?;
+    let earlier: Vec<&str> = order
+        .iter()
+        .take_while(|member| member.name != *s.me)
+        .filter(|member| !member.dead && !member.silent)
+        .filter(|member| member.applied_seq.is_none_or(|seq| seq < s.seq))
+        .filter(|member| member.wants_since.is_some() || s.asked_secs < SILENT_IN_ORDER_SECS)
+        .filter(|_| !mine.leads || s.asked_secs < LEADER_YIELD_SECS)
+        .map(|member| member.name.as_str())
+        .collect();
+    if earlier.is_empty() {
+        return None;
+    }
+    let why = if mine.leads { "this member leads and goes last" } else { "in the order of the group" };
+    Some(
+        Because::new(
+            reason::ORDER,
+            Some(&s.group.id),
+            format!("{} before this one ({why}): {}", s.group.id.short(), earlier.join(", ")),
+        )
+        .ends("It ends when they report the commit, or are dead or silent."),
+    )
+}

@@ -5,7 +5,15 @@
 //! store that every commit with at least one write raises by one; a key keeps its `create` revision until it is deleted.
 //! Never: an interpretation of a value.
 
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
+
+use super::etcd::{EtcdStore, Server};
+use super::local::LocalStore;
+use crate::clock::SystemClock;
+use crate::settings::Store;
 
 /// A key below the environment's prefix: `hold/kafka.brokers/0/kafka01`.
 pub type Key = String;
@@ -35,7 +43,7 @@ impl Snapshot {
     }
 }
 
-/// A condition of a transaction.
+/// A condition of a transaction. Prefixes are those of [`LockStore::read`]: without a trailing `/` it is one key.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Condition {
     /// No such key.
@@ -62,12 +70,39 @@ pub enum Write {
 pub struct Transaction {
     /// All must hold, or nothing is written.
     pub when: Vec<Condition>,
+    /// A key at most once.
     pub then: Vec<Write>,
 }
 
+impl Transaction {
+    /// What etcd would refuse is refused by every store, so that a test over the fake finds it.
+    pub(super) fn well_formed(&self) -> Result<(), StoreError> {
+        let malformed = |why: String| Err(StoreError::Settings { why });
+        if self.when.len().max(self.then.len()) > OPERATIONS_MAX {
+            return malformed(format!("a transaction of more than {OPERATIONS_MAX} conditions or writes"));
+        }
+        let mut keys = BTreeSet::new();
+        match self.then.iter().find(|write| !keys.insert(write.key())) {
+            Some(twice) => malformed(format!("a transaction that writes {} twice", twice.key())),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Write {
+    pub fn key(&self) -> &str {
+        match self {
+            Self::Put(key, _) | Self::PutFor(key, _, _) | Self::Delete(key) => key,
+        }
+    }
+}
+
+/// etcd's own default (`--max-txn-ops`).
+const OPERATIONS_MAX: usize = 128;
+
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Outcome {
-    /// Written, at this revision.
+    /// Done at this revision (the store's present one when there was nothing to write or to delete).
     Committed(i64),
     /// A condition did not hold; nothing was written.
     Refused,
@@ -82,6 +117,7 @@ pub enum StoreError {
     OutcomeUnknown { endpoints: String, why: String },
     #[error("the store refuses this node: {why}")]
     Denied { why: String },
+    /// A write that was answered like this may have happened (etcd raises the alarm while it applies): read first.
     #[error("the store is full (NOSPACE alarm); releases still work")]
     NoSpace,
     #[error("the store at {path} cannot be used")]
@@ -101,16 +137,93 @@ impl Watch {
     }
 }
 
+/// Called from outside a runtime's own threads: every method waits for its answer, at most a few seconds.
 pub trait LockStore: Send + Sync {
     /// Which store this is, for the pin against a replaced or foreign one (etcd's cluster id, a local file's own).
     fn identity(&self) -> Result<String, StoreError>;
 
-    /// All entries below these prefixes, at one revision. A prefix without a trailing `/` is one key.
+    /// All entries below these prefixes, at one revision, each once and by key. A prefix without a trailing `/` is one
+    /// key; the empty prefix is the whole environment.
     fn read(&self, prefixes: &[&str]) -> Result<Snapshot, StoreError>;
 
     fn commit(&self, transaction: &Transaction) -> Result<Outcome, StoreError>;
 
     /// Calls `on_change` (from another thread, soon after, possibly once for many) when anything below one of the
     /// prefixes was written or deleted, and also when the watch itself had to be set up again. A hint, never evidence.
+    /// Watch first and read then: what changes after this returned is told. `on_change` hands the news on and returns:
+    /// it must not wait, nor call this store. A store that does not answer is no error here: the watch begins when it
+    /// answers again.
     fn watch(&self, prefixes: &[&str], on_change: Box<dyn Fn() + Send + Sync>) -> Result<Watch, StoreError>;
+}
+
+/// The end of the range of keys that begins with this prefix; none if it names one key.
+pub(super) fn range_end(prefix: &str) -> Option<String> {
+    // '0' is the character after '/'.
+    prefix.strip_suffix('/').map(|folder| format!("{folder}0"))
+}
+
+/// The same with an end for one key too: nothing sorts between a key and the key with a NUL after it.
+pub(super) fn range(prefix: &str) -> (String, String) {
+    if prefix.is_empty() {
+        return (String::new(), char::MAX.to_string());
+    }
+    (prefix.to_owned(), range_end(prefix).unwrap_or_else(|| format!("{prefix}\0")))
+}
+
+/// Where the store is.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum StoreKind {
+    Etcd {
+        /// `https://host:2379`, or `http://` without certificates.
+        endpoints: Vec<String>,
+        ca: Option<PathBuf>,
+        cert: Option<PathBuf>,
+        key: Option<PathBuf>,
+    },
+    /// One SQLite file for the processes of one machine; made when it is not there.
+    Local { path: PathBuf },
+}
+
+impl From<Store> for StoreKind {
+    fn from(store: Store) -> Self {
+        match store {
+            Store::Etcd { endpoints, ca, cert, key } => {
+                Self::Etcd { endpoints, ca: Some(ca), cert: Some(cert), key: Some(key) }
+            }
+            Store::Local { path } => Self::Local { path },
+        }
+    }
+}
+
+/// The store of one environment. An etcd that does not answer is found out by the first call, not here.
+pub fn open(kind: StoreKind, fleet: &str, environment: &str) -> Result<Box<dyn LockStore>, StoreError> {
+    let root = format!("/converger/{fleet}/{environment}/");
+    Ok(match kind {
+        StoreKind::Etcd { endpoints, ca, cert, key } => {
+            Box::new(EtcdStore::open(Server { endpoints, ca, cert, key }, root)?)
+        }
+        StoreKind::Local { path } => Box::new(LocalStore::open(&path, root, Arc::new(SystemClock))?),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_is_a_range_and_anything_else_is_one_key() {
+        assert_eq!(range("hold/g/"), ("hold/g/".into(), "hold/g0".into()));
+        assert_eq!(range("hold/g"), ("hold/g".into(), "hold/g\0".into()));
+    }
+
+    #[test]
+    fn a_key_is_written_once() {
+        let write = |key: &str| Write::Delete(key.into());
+        let transaction = |then| Transaction { when: vec![], then };
+        assert!(transaction(vec![write("a"), write("b")]).well_formed().is_ok());
+        let error = transaction(vec![write("a"), Write::Put("a".into(), vec![])]).well_formed().unwrap_err();
+        assert_eq!(error.to_string(), "bad store settings: a transaction that writes a twice");
+        let many = (0..129).map(|n| write(&n.to_string())).collect();
+        assert!(transaction(many).well_formed().is_err());
+    }
 }

@@ -29,6 +29,11 @@ impl Digest {
         Self(hash.finalize().into())
     }
 
+    /// Of what was hashed piece by piece.
+    pub fn from_bytes(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+
     pub fn bytes(&self) -> &[u8; 32] {
         &self.0
     }

@@ -61,6 +61,8 @@ pub struct Stamp {
     pub inode: u64,
     pub size: u64,
     pub mtime_ns: i128,
+    /// 0 if it had changed less than 2 s before it was looked at: another write could hide in the same tick of the
+    /// clock, so such a stamp matches no later one and the file is hashed again.
     pub ctime_ns: i128,
     pub mode: u32,
     pub uid: u32,

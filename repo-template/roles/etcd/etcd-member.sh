@@ -1,0 +1,76 @@
+#!/bin/bash
+# Membership and leadership of this etcd member; run by converger, safe to run by hand and to repeat.
+#   etcd-member yield         hand the leadership on, if this member has it
+#   etcd-member add           joining nodes only: have the others list this one, as a learner
+#   etcd-member promote       make this learner a voter as soon as it has caught up
+#   etcd-member votes         exit 0 if the cluster lists this node as a voter
+#   etcd-member remove NAME   strike NAME off the list; nothing to do if it is not on it
+set -euo pipefail
+
+name={{ node.name }}
+state={{ node.state }}
+self=https://{{ node.fqdn }}:2379
+peer_url=https://{{ node.fqdn }}:2380
+members={% for peer in cluster.nodes %}https://{{ peer.fqdn }}:2379{% if not loop.last %},{% endif %}{% endfor %}
+
+# etcdctl refuses to work when a setting comes both from the environment and from a flag.
+unset "${!ETCDCTL_@}"
+
+ctl() { # ENDPOINTS ARG...
+  local endpoints=$1
+  shift
+  /opt/etcd/current/etcdctl --endpoints "$endpoints" --command-timeout=5s \
+    --cacert /etc/datalyptica/pki/ca.crt --cert /etc/etcd/tls.pem --key /etc/etcd/tls.pem "$@"
+}
+
+# etcd refuses to change its membership until all of it has been connected for five seconds.
+patiently() {
+  for _ in {1..20}; do
+    if "$@"; then return 0; fi
+    sleep 1
+  done
+  return 1
+}
+
+# One line each: ID,STATUS,NAME,PEER_URL,CLIENT_URL,LEARNER. A member that never started has no name yet.
+listed() { ctl "$members" member list | sed 's/, /,/g'; }
+
+id_of() { # NAME PEER_URL
+  listed | awk -F, -v name="$1" -v url="$2" '($3 != "" && $3 == name) || $4 == url { print $1; exit }'
+}
+
+# One line for each endpoint that answers: ENDPOINT,ID,VERSION,SIZE,LEADER,LEARNER,...
+status() { ctl "$1" endpoint status 2>/dev/null | sed 's/, /,/g' || true; }
+
+case ${1-} in
+yield)
+  [ "$(status "$self" | cut -d, -f5)" = true ] || { echo "$name does not lead"; exit 0; }
+  heir=$(status "$members" | awk -F, '$5 == "false" && $6 == "false" { print $2; exit }')
+  [ -n "$heir" ] || { echo "no other voter answers" >&2; exit 1; }
+  # Only the leader itself accepts this order.
+  ctl "$self" move-leader "$heir"
+  ;;
+add)
+  [ "$state" = joining ] || { echo "$name is not joining"; exit 0; }
+  [ -z "$(id_of "$name" "$peer_url")" ] || { echo "$name is listed"; exit 0; }
+  patiently ctl "$members" member add "$name" --learner --peer-urls "$peer_url"
+  ;;
+votes)
+  listed | awk -F, -v url="$peer_url" '$4 == url && $6 == "false" { found = 1 } END { exit !found }'
+  ;;
+promote)
+  id=$(id_of "$name" "$peer_url")
+  [ -n "$id" ] || { echo "$name is not listed" >&2; exit 1; }
+  # Also refused while the learner is behind its leader.
+  patiently ctl "$members" member promote "$id"
+  ;;
+remove)
+  id=$(id_of "${2:?name of the member}" "")
+  [ -n "$id" ] || { echo "$2 is not listed"; exit 0; }
+  patiently ctl "$members" member remove "$id"
+  ;;
+*)
+  sed -n '2,7s/^# \{0,1\}//p' "$0" >&2
+  exit 2
+  ;;
+esac

@@ -1,0 +1,43 @@
+//! `converger explain`: what a reason or a rule means and what to do about it.
+
+use super::{Done, Failure, say};
+use crate::fleet::rule;
+use crate::plan::show::Paint;
+use crate::reason::{self, Exit};
+
+/// Explain a reason (`held-by-peer`, `unsigned`, …); without one, list them all.
+#[derive(clap::Args)]
+pub struct Args {
+    /// The id, as it stands in a message, in JSON or in metrics.
+    id: Option<String>,
+}
+
+pub fn run(args: Args) -> Done {
+    let Paint { bold, dim, off, .. } = Paint::COLOUR;
+    let Some(id) = args.id else {
+        for reason in reason::ALL {
+            say(format!("{bold}{:<26}{off} {} {}\n", reason.id, reason.exit.code(), reason.sentence));
+        }
+        for rule in rule::ALL {
+            say(format!("{bold}{:<26}{off} 3 {}\n", rule.id, rule.sentence));
+        }
+        return Ok(Exit::Done);
+    };
+    if let Some(reason) = reason::by_id(&id) {
+        say(format!(
+            "{bold}{id}{off} (exit code {})\n{}\n\n{dim}What to do:{off} {}\n",
+            reason.exit.code(),
+            reason.sentence,
+            reason.mend
+        ));
+        return Ok(Exit::Done);
+    }
+    if let Some(rule) = rule::by_id(&id) {
+        say(format!(
+            "{bold}{id}{off} (a rule of `converger check`)\n{}\n\n{dim}What to do:{off} {}\n",
+            rule.sentence, rule.mend
+        ));
+        return Ok(Exit::Done);
+    }
+    Err(Failure::usage(format!("no reason or rule is called {id}; `converger explain` lists them all")))
+}

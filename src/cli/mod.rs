@@ -1,0 +1,128 @@
+//! The command line: one file per command, its arguments on top (their doc comments are the help), one function below.
+//!
+//! Never: a decision that a library function could make.
+
+pub mod access;
+pub mod agent;
+pub mod check;
+pub mod completions;
+pub mod demo;
+pub mod explain;
+pub mod holds;
+pub mod init;
+pub mod plan;
+mod process;
+pub mod render;
+pub mod schema;
+pub mod status;
+pub mod trust;
+pub mod why;
+
+use std::fmt;
+use std::io::Write as _;
+
+use clap::{Parser, Subcommand};
+
+use crate::reason::{Exit, Reason};
+
+/// GitOps pull-based configuration converger for fleets of VMs.
+///
+/// Every VM runs one agent: it pulls a signed Git repository, renders its own roles, applies them idempotently, and restarts
+/// clustered services one member at a time under quorum-aware holds. Engineers merge pull requests; rollback is `git revert`.
+#[derive(Parser)]
+#[command(
+    name = "converger",
+    version,
+    max_term_width = 100,
+    after_help = "Exit codes: 0 done or converged · 1 internal · 2 usage or \
+    local settings · 3 repository has problems · 4 trust refused · 5 host not converged · 6 waiting · 7 unreachable · 8 secrets"
+)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+    #[command(flatten)]
+    pub access: access::Access,
+}
+
+#[derive(Subcommand)]
+pub enum Command {
+    Agent(agent::Args),
+    Check(check::Args),
+    Render(render::Args),
+    Plan(plan::Args),
+    Status(status::Args),
+    Why(why::Args),
+    Holds(holds::Args),
+    Trust(trust::Args),
+    Init(init::Args),
+    Demo(demo::Args),
+    Explain(explain::Args),
+    Schema(schema::Args),
+    Completions(completions::Args),
+}
+
+/// A command that did not do what it was asked: one message, one exit code.
+#[derive(Debug)]
+pub struct Failure {
+    pub exit: Exit,
+    pub message: String,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl Failure {
+    pub fn new(exit: Exit, message: impl Into<String>) -> Self {
+        Self { exit, message: message.into() }
+    }
+
+    pub fn usage(message: impl Into<String>) -> Self {
+        Self::new(Exit::Usage, message)
+    }
+
+    /// A reason with its object, and what to do.
+    pub fn of(reason: Reason, what: impl fmt::Display) -> Self {
+        Self::new(reason.exit, format!("error[{reason}]: {what}\n  help: {} (converger explain {reason})", reason.mend))
+    }
+}
+
+pub type Done = Result<Exit, Failure>;
+
+pub fn run(cli: Cli) -> Done {
+    let access = cli.access;
+    match cli.command {
+        Command::Agent(args) => agent::run(args),
+        Command::Check(args) => check::run(args, &access),
+        Command::Render(args) => render::run(args, &access),
+        Command::Plan(args) => plan::run(args, &access),
+        Command::Status(args) => status::run(args, &access),
+        Command::Why(args) => why::run(args, &access),
+        Command::Holds(args) => holds::run(args, &access),
+        Command::Trust(args) => trust::run(args, &access),
+        Command::Init(args) => init::run(args),
+        Command::Demo(args) => demo::run(args),
+        Command::Explain(args) => explain::run(args),
+        Command::Schema(args) => schema::run(args),
+        Command::Completions(args) => completions::run(args),
+    }
+}
+
+/// To standard output; colours are taken out where nobody sees them (a pipe, `NO_COLOR`). A closed pipe is not an error.
+pub fn say(text: impl fmt::Display) {
+    let _ = write!(anstream::stdout(), "{text}");
+    let _ = anstream::stdout().flush();
+}
+
+/// To standard error.
+pub fn tell(text: impl fmt::Display) {
+    let _ = writeln!(anstream::stderr(), "{text}");
+}
+
+/// One JSON document with a newline.
+pub fn say_json(value: &impl serde::Serialize) {
+    let text = serde_json::to_string_pretty(value).expect("reports and problems serialize");
+    say(format!("{text}\n"));
+}

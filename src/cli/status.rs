@@ -1,0 +1,259 @@
+//! `converger status`: where the fleet is; exceptions first.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use super::access::Access;
+use super::{Done, Failure, say, say_json};
+use crate::apply::chain;
+use crate::clock::{Clock as _, SystemClock};
+use crate::fleet::Fleet;
+use crate::lock::protocol;
+use crate::lock::store::LockStore;
+use crate::name::NodeName;
+use crate::plan::show::{Paint, about, table};
+use crate::reason::{self, Exit};
+use crate::report::{self, At, Report, State};
+use crate::wake::{Wake, Wakes};
+
+/// Show which commit each node runs, what it is waiting for, and why.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Also list the nodes that are fine.
+    #[arg(long)]
+    all: bool,
+    #[arg(long)]
+    json: bool,
+    /// Keep showing until interrupted.
+    #[arg(long)]
+    watch: bool,
+    /// Wait until every node has applied this commit (or a later one).
+    #[arg(long, value_name = "COMMIT")]
+    wait: Option<String>,
+    /// How long --wait waits.
+    #[arg(long, value_name = "N", default_value_t = 3600)]
+    timeout_secs: u64,
+}
+
+pub fn run(args: Args, access: &Access) -> Done {
+    let tree = access.work_tree()?;
+    let fleet = access.load(&tree)?.fleet;
+    let store = access.store(&fleet.name, &fleet.environment.name)?;
+    let wakes = Wakes::default();
+    let sender = std::sync::Mutex::new(wakes.sender());
+    let on_change = move || drop(sender.lock().map(|sender| sender.send(Wake::Store)));
+    let _watch = (args.watch || args.wait.is_some())
+        .then(|| store.watch(&["n/", "hold/"], Box::new(on_change)))
+        .transpose()
+        .map_err(|e| Failure::of(reason::STORE_UNREACHABLE, chain(&e)))?;
+    let began = SystemClock.awake();
+    loop {
+        let picture = Picture::take(&*store, &fleet)?;
+        if let Some(commit) = &args.wait {
+            if picture.everybody_has(commit) {
+                say(picture.show(args.all));
+                return Ok(Exit::Done);
+            }
+            if SystemClock.awake().saturating_sub(began).as_secs() >= args.timeout_secs {
+                say(picture.show(args.all));
+                return Ok(picture.exit().worst(Exit::Waiting));
+            }
+        } else if args.json {
+            say_json(&picture.reports);
+            return Ok(picture.exit());
+        } else {
+            let clear = if args.watch { "\x1b[2J\x1b[H" } else { "" };
+            say(format!("{clear}{}", picture.show(args.all)));
+            if !args.watch {
+                return Ok(picture.exit());
+            }
+        }
+        wakes.wait(Duration::from_secs(1));
+    }
+}
+
+struct Picture<'a> {
+    fleet: &'a Fleet,
+    reports: BTreeMap<NodeName, Report>,
+    unreadable: Vec<NodeName>,
+    silent: Vec<NodeName>,
+    holds: usize,
+    now: Timestamp,
+}
+
+impl<'a> Picture<'a> {
+    fn take(store: &dyn LockStore, fleet: &'a Fleet) -> Result<Self, Failure> {
+        let unreachable = |e| Failure::of(reason::STORE_UNREACHABLE, chain(&e));
+        let (reports, unreadable) = report::collect(store).map_err(unreachable)?;
+        let snapshot = store.read(&["hold/", "n/"]).map_err(unreachable)?;
+        let nodes = fleet.environment.nodes.iter().map(|node| &node.name);
+        let silent = nodes.filter(|name| snapshot.get(&protocol::beat_key(name)).is_none()).cloned().collect();
+        let holds = snapshot.below("hold/").count();
+        Ok(Self { fleet, reports, unreadable, silent, holds, now: SystemClock.now() })
+    }
+
+    /// The newest commit that any node has verified.
+    fn target(&self) -> Option<&At> {
+        self.reports.values().filter_map(|report| report.target.as_ref()).max_by_key(|at| at.seq)
+    }
+
+    fn everybody_has(&self, commit: &str) -> bool {
+        let known = |at: &&At| at.commit.as_str().starts_with(commit);
+        let applied = |report: &'a Report| report.applied.as_ref();
+        let mut seen = self.reports.values().flat_map(|report| report.applied.iter().chain(&report.target));
+        let Some(seq) = seen.find(known).map(|at| at.seq) else { return false };
+        let _ = applied;
+        self.fleet.environment.nodes.iter().all(|node| {
+            let applied = self.reports.get(&node.name).and_then(|report| report.applied.as_ref());
+            applied.is_some_and(|at| at.seq >= seq)
+        })
+    }
+
+    fn state(&self, node: &NodeName) -> (&'static str, Option<&Report>) {
+        let Some(report) = self.reports.get(node) else { return ("silent", None) };
+        if self.silent.contains(node) {
+            return ("silent", Some(report));
+        }
+        let state = match report.state {
+            State::Converged => "converged",
+            State::Applying => "applying",
+            State::Waiting => "waiting",
+            State::Refused => "refused",
+            State::Unreachable => "unreachable",
+            State::NotInTopology => "not-in-topology",
+            State::Failed => "failed",
+        };
+        (state, Some(report))
+    }
+
+    fn exit(&self) -> Exit {
+        let nodes = self.fleet.environment.nodes.iter();
+        nodes.fold(Exit::Done, |worst, node| {
+            let exit = match self.state(&node.name) {
+                ("silent", _) => Exit::Unreachable,
+                (_, Some(report)) => report.exit(),
+                (_, None) => Exit::Unreachable,
+            };
+            worst.worst(exit)
+        })
+    }
+
+    fn show(&self, all: bool) -> String {
+        let Paint { bold, green, red, yellow, dim, off } = Paint::COLOUR;
+        let environment = &self.fleet.environment;
+        let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+        for node in &environment.nodes {
+            *counts.entry(self.state(&node.name).0).or_default() += 1;
+        }
+        let count = |state: &str| counts.get(state).copied().unwrap_or(0);
+        let target = self.target();
+        let at = |report: Option<&Report>| -> bool {
+            let applied = report.and_then(|report| report.applied.as_ref());
+            applied.map(|at| at.seq) == target.map(|at| at.seq) && target.is_some()
+        };
+        let done = environment.nodes.iter().filter(|node| at(self.reports.get(&node.name))).count();
+        let mut out = match target {
+            Some(at) => format!("{bold}{}{off}  {} {}\n", environment.name, at.commit.short(), at.subject),
+            None => format!("{bold}{}{off}  no node has reported yet\n", environment.name),
+        };
+        let drift: u64 = self.reports.values().map(|report| report.drift_repaired).sum();
+        let mut parts = vec![format!("{green}{} converged{off}", count("converged"))];
+        for (state, colour) in [
+            ("applying", yellow),
+            ("waiting", yellow),
+            ("failed", red),
+            ("refused", red),
+            ("unreachable", red),
+            ("not-in-topology", red),
+            ("silent", red),
+        ] {
+            let n = count(state);
+            if n > 0 {
+                parts.push(format!("{colour}{n} {state}{off}"));
+            } else if matches!(state, "failed" | "silent" | "waiting") {
+                parts.push(format!("{dim}0 {state}{off}"));
+            }
+        }
+        let total = environment.nodes.len();
+        let width = 38;
+        let full = (done * width).checked_div(total).unwrap_or(0);
+        out.push_str(&format!(
+            "{}   |{}{}| {done} of {total} at target   drift repaired {drift}, holds {}\n\n",
+            parts.join(" · "),
+            "#".repeat(full),
+            "-".repeat(width - full),
+            self.holds
+        ));
+        out.push_str(&self.clusters(all, &at));
+        out.push_str(&self.exceptions(all, &at));
+        for node in &self.unreadable {
+            out.push_str(&format!("{red}{node}: its report cannot be read{off}\n"));
+        }
+        out
+    }
+
+    fn clusters(&self, all: bool, at: &dyn Fn(Option<&Report>) -> bool) -> String {
+        let mut rows = Vec::new();
+        let mut fine = (0, 0);
+        for cluster in &self.fleet.environment.clusters {
+            let done = cluster.members.iter().filter(|node| at(self.reports.get(*node))).count();
+            let mut states: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+            for node in &cluster.members {
+                states.entry(self.state(node).0).or_default().push(node.as_str());
+            }
+            let calm = done == cluster.members.len() && states.keys().all(|state| *state == "converged");
+            if calm && !all {
+                fine = (fine.0 + 1, fine.1 + cluster.members.len());
+                continue;
+            }
+            let words: Vec<String> = states
+                .iter()
+                .map(|(state, nodes)| match *state {
+                    "converged" => format!("{} converged", nodes.len()),
+                    state => format!("{state} {}", nodes.join(" ")),
+                })
+                .collect();
+            rows.push([
+                cluster.name.to_string(),
+                cluster.members.len().to_string(),
+                done.to_string(),
+                words.join(", "),
+            ]);
+        }
+        if fine.0 > 0 {
+            let name = if rows.is_empty() { format!("all {} clusters", fine.0) } else { format!("{} others", fine.0) };
+            rows.push([name, fine.1.to_string(), fine.1.to_string(), "converged".to_owned()]);
+        }
+        table(&["cluster", "nodes", "at target", "state"].map(str::to_owned), &rows, "")
+    }
+
+    fn exceptions(&self, all: bool, at: &dyn Fn(Option<&Report>) -> bool) -> String {
+        let mut rows = Vec::new();
+        for node in &self.fleet.environment.nodes {
+            let (state, report) = self.state(&node.name);
+            if state == "converged" && at(report) && !all {
+                continue;
+            }
+            let applied = report.and_then(|report| report.applied.as_ref()).map_or("-", |at| at.commit.short());
+            let reason = report.map_or_else(
+                || "never reported".to_owned(),
+                |report| {
+                    let since = self.now.duration_since(report.since).as_secs().max(0);
+                    let sentence = report.sentence.lines().next().unwrap_or_default();
+                    match report.reason.as_str() {
+                        "" => String::new(),
+                        reason if sentence.starts_with(reason) => sentence.to_owned(),
+                        reason => format!("{reason}: {sentence} (for {})", about(since.unsigned_abs())),
+                    }
+                },
+            );
+            rows.push([node.name.to_string(), applied.to_owned(), state.to_owned(), reason]);
+        }
+        if rows.is_empty() {
+            return String::new();
+        }
+        format!("\n{}", table(&["node", "applied", "state", "reason"].map(str::to_owned), &rows, ""))
+    }
+}

@@ -1,0 +1,62 @@
+//! `converger trust`: mending a branch that has a commit which no node accepts.
+
+use clap::Subcommand;
+
+use super::access::Access;
+use super::process::output;
+use super::{Done, Failure, say};
+use crate::reason::Exit;
+
+/// Look after the signed history.
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Subcommand)]
+enum What {
+    /// Put a refused commit onto the second parent's side of a signed merge that keeps the last good content.
+    ///
+    /// A revert cannot do that: the refused commit would stay on the branch. No force-push is needed. What the refused
+    /// commits changed is left out; bring it back as signed commits (`git cherry-pick -S`).
+    Mend {
+        /// The last commit that nodes accept.
+        #[arg(long, value_name = "COMMIT")]
+        good: String,
+        /// The refused tip.
+        #[arg(long, value_name = "COMMIT", default_value = "HEAD")]
+        bad: String,
+        /// The branch that is mended.
+        #[arg(long, value_name = "NAME", default_value = "main")]
+        branch: String,
+    },
+}
+
+pub fn run(args: Args, access: &Access) -> Done {
+    let What::Mend { good, bad, branch } = args.what;
+    let folder = access.folder()?;
+    let git = |args: &[&str]| output(&folder, "git", args);
+    let dirty = git(&["status", "--porcelain"])?;
+    if !dirty.trim().is_empty() {
+        return Err(Failure::usage("the work tree has uncommitted changes; commit or stash them first"));
+    }
+    let full = |revision: &str| git(&["rev-parse", "--verify", "--end-of-options", &format!("{revision}^{{commit}}")]);
+    let good = full(&good)?.trim().to_owned();
+    let bad = full(&bad)?.trim().to_owned();
+    git(&["merge-base", "--is-ancestor", &good, &bad]).map_err(|_| {
+        Failure::usage(format!("{good} is not an ancestor of {bad}; name the last accepted commit with --good"))
+    })?;
+    git(&["switch", "--quiet", "--detach", &good])?;
+    let message = format!("mend: leave out {}, go on from {}", &bad[..7], &good[..7]);
+    git(&["merge", "--quiet", "--strategy", "ours", "--no-ff", "--gpg-sign", "--message", &message, &bad])?;
+    git(&["switch", "--quiet", "--force-create", &branch])?;
+    let head = full("HEAD")?;
+    say(format!(
+        "{} on {branch}: content of {}, {} on the second parent's side.\nPush it (no force needed): git push origin {branch}\n",
+        &head[..7],
+        &good[..7],
+        &bad[..7]
+    ));
+    Ok(Exit::Done)
+}

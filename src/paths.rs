@@ -1,0 +1,52 @@
+//! Where everything of an agent lies, below `--root DIR` or on the machine itself.
+//!
+//! PURE. Never: makes a directory.
+
+use std::path::{Path, PathBuf};
+
+pub struct Paths {
+    root: PathBuf,
+}
+
+impl Paths {
+    /// `/`, or the directory that stands for it.
+    pub fn below(root: &Path) -> Self {
+        Self { root: root.to_owned() }
+    }
+
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Survives reboots: ledger, accepted commit, hold record, verified objects, backups.
+    pub fn state(&self) -> PathBuf {
+        self.root.join("var/lib/converger")
+    }
+
+    /// May be lost: the quarantine of what was fetched and is not verified yet.
+    pub fn cache(&self) -> PathBuf {
+        self.root.join("var/cache/converger")
+    }
+
+    pub fn run(&self) -> PathBuf {
+        self.root.join("run/converger")
+    }
+
+    pub fn ledger(&self) -> PathBuf {
+        self.state().join("ledger.db")
+    }
+
+    /// The record of an armed hold.
+    pub fn hold(&self) -> PathBuf {
+        self.state().join("hold.json")
+    }
+
+    pub fn report(&self) -> PathBuf {
+        self.run().join("status.json")
+    }
+
+    /// Whoever has this lock is the agent of this node.
+    pub fn lock(&self) -> PathBuf {
+        self.state().join("agent.lock")
+    }
+}

@@ -1,0 +1,240 @@
+//! `etcd`: a member that proves, through its own endpoint, that it takes part in the quorum of its own cluster.
+//!
+//! A member that is cut off still answers status and serializable reads; so the evidence is a linearizable read, and
+//! more than half of the declared members must say the same of cluster, leader and term. Never: a write, not even
+//! the listing of alarms (etcd proposes it to the quorum; the status names them too).
+
+use std::pin::pin;
+use std::time::Duration;
+
+use etcd_client::{Certificate, Client, ConnectOptions, Error, GetOptions, Identity, StatusResponse, TlsOptions};
+use tokio::task::JoinSet;
+
+use super::wire::{self, Deadline, authority};
+use super::{Evidence, Question, quoted};
+
+const PORT: u16 = 2379;
+
+/// Committed entries that a healthy member may have yet to apply.
+const UNAPPLIED_MAX: u64 = 100;
+
+/// gRPC's PERMISSION_DENIED.
+const PERMISSION_DENIED: i32 = 7;
+
+/// What a member says of its cluster.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct View {
+    cluster: u64,
+    leader: u64,
+    term: u64,
+}
+
+pub(super) fn ask(question: &Question) -> Result<Evidence, String> {
+    let deadline = Deadline::within(question.timeout);
+    // The client goes on trying an address where nobody listens until its time is over.
+    let port = question.port.unwrap_or(PORT);
+    wire::connect(&question.address, port, deadline)
+        .map_err(|error| format!("{}: {error}", authority(&question.address, port)))?;
+    let options = connect_options(question)?;
+    let left = deadline.left().map_err(|error| error.to_string())?;
+    // On a thread of its own, because whoever asks may be inside a runtime already.
+    std::thread::scope(|scope| {
+        scope
+            .spawn(|| {
+                let runtime = tokio::runtime::Builder::new_current_thread()
+                    .enable_all()
+                    .build()
+                    .map_err(|error| format!("cannot start a runtime: {error}"))?;
+                let evidence = runtime.block_on(evidence(question, options, left));
+                runtime.shutdown_background();
+                evidence
+            })
+            .join()
+            .unwrap_or_else(|_| Err("the probe itself failed: a bug".to_owned()))
+    })
+}
+
+async fn evidence(question: &Question, options: ConnectOptions, within: Duration) -> Result<Evidence, String> {
+    let mut over = pin!(tokio::time::sleep(within));
+    let mut peers = JoinSet::new();
+    for (name, address) in &question.members {
+        if *name != question.member {
+            peers.spawn(view_of(url(question, address), options.clone()));
+        }
+    }
+    let members = peers.len() + 1;
+
+    let (view, evidence) = tokio::select! {
+        asked = ask_member(question, options) => asked?,
+        () = &mut over => return Err(format!("no answer within {} ms", question.timeout.as_millis())),
+    };
+    if evidence.health != super::Health::Healthy {
+        return Ok(evidence);
+    }
+    let mut views = vec![view];
+    loop {
+        if agreeing(&views) > members / 2 {
+            return Ok(evidence);
+        }
+        tokio::select! {
+            said = peers.join_next() => match said {
+                Some(Ok(Some(view))) => views.push(view),
+                Some(_) => {}
+                None => break,
+            },
+            () = &mut over => break,
+        }
+    }
+    disagreement(&views, members)
+}
+
+/// How many say the same as the asked member, which is the first.
+fn agreeing(views: &[View]) -> usize {
+    views.iter().filter(|view| **view == views[0]).count()
+}
+
+/// Too few agree with the asked member: what that means.
+fn disagreement(views: &[View], members: usize) -> Result<Evidence, String> {
+    let own = views[0].cluster;
+    let majority = members / 2 + 1;
+    let alike = views.iter().filter(|view| view.cluster == own).count();
+    let other = |view: &&View| view.cluster != own;
+    if let Some(foreign) = views.iter().find(other)
+        && views.iter().filter(|view| view.cluster == foreign.cluster).count() >= majority
+    {
+        return Ok(Evidence::unhealthy(format!(
+            "belongs to cluster {own:x}, most members belong to {:x}",
+            foreign.cluster
+        )));
+    }
+    Err(match alike {
+        alike if alike < majority => format!("only {alike} of {members} members answer for cluster {own:x}"),
+        _ => format!("the members do not agree on leader and term: {} of {members} do", agreeing(views)),
+    })
+}
+
+/// What the asked member proves by itself.
+async fn ask_member(question: &Question, options: ConnectOptions) -> Result<(View, Evidence), String> {
+    let mut client = Client::connect([url(question, &question.address)], Some(options)).await.map_err(words)?;
+    let status = client.status().await.map_err(words)?;
+    let (view, id) = read_status(&status).ok_or("its status has no header")?;
+    let leads = view.leader == id;
+    let unhealthy = |why: String| Ok((view, Evidence::unhealthy(why).leading(leads)));
+
+    if status.is_learner() {
+        return unhealthy("is a learner, which has no vote".to_owned());
+    }
+    if !status.errors().is_empty() {
+        return unhealthy(quoted(&status.errors().join(", ")));
+    }
+    if view.leader == 0 {
+        return unhealthy("has no leader".to_owned());
+    }
+    let unapplied = status.raft_index().saturating_sub(status.raft_applied_index());
+    if unapplied > UNAPPLIED_MAX {
+        return unhealthy(format!("has {unapplied} committed entries yet to apply"));
+    }
+    match client.get("converger", Some(GetOptions::new().with_limit(1).with_keys_only())).await {
+        Ok(_) => {}
+        // Permissions are looked at after the quorum has confirmed the read (etcd 3.5, EtcdServer.Range).
+        Err(Error::GRpcStatus(status)) if status.code() as i32 == PERMISSION_DENIED => {}
+        Err(error) => return Err(words(error)),
+    }
+    // A load balancer, or another member, must not answer in its place.
+    let listed = client.member_list().await.map_err(words)?;
+    let answered = listed.members().iter().find(|member| member.id() == id).ok_or("is no member of its own cluster")?;
+    let urls = answered.client_urls().iter().chain(answered.peer_urls());
+    if answered.name() != question.member.as_str() && !urls.into_iter().any(|url| host(url) == question.address) {
+        return Err(format!("member {} answers in its place", quoted(answered.name())));
+    }
+    Ok((view, Evidence::healthy().leading(leads)))
+}
+
+/// What another member says; nothing if it does not.
+async fn view_of(url: String, options: ConnectOptions) -> Option<View> {
+    let mut client = Client::connect([url], Some(options)).await.ok()?;
+    let (view, _) = read_status(&client.status().await.ok()?)?;
+    Some(view)
+}
+
+/// The member's view and its own id.
+fn read_status(status: &StatusResponse) -> Option<(View, u64)> {
+    let header = status.header()?;
+    let view = View { cluster: header.cluster_id(), leader: status.leader(), term: status.raft_term() };
+    Some((view, header.member_id()))
+}
+
+fn url(question: &Question, address: &str) -> String {
+    let scheme = if question.tls.is_some() { "https" } else { "http" };
+    format!("{scheme}://{}", authority(address, question.port.unwrap_or(PORT)))
+}
+
+fn connect_options(question: &Question) -> Result<ConnectOptions, String> {
+    let read = |path: &str| std::fs::read(path).map_err(|error| format!("{path}: {error}"));
+    let mut options = ConnectOptions::new();
+    if let Some(tls) = &question.tls {
+        let mut client = TlsOptions::new().ca_certificate(Certificate::from_pem(read(&tls.ca)?));
+        if let (Some(cert), Some(key)) = (&tls.cert, &tls.key) {
+            client = client.identity(Identity::from_pem(read(cert)?, read(key)?));
+        }
+        options = options.with_tls(client);
+    }
+    if let (Some(user), Some(secret)) = (&question.user, &question.secret) {
+        options = options.with_user(user.as_str(), secret.as_str());
+    }
+    Ok(options)
+}
+
+/// The host of `scheme://host:port`.
+fn host(url: &str) -> &str {
+    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
+    let authority = rest.split('/').next().unwrap_or(rest);
+    let host = authority.rsplit_once(':').map_or(authority, |(host, _)| host);
+    host.trim_start_matches('[').trim_end_matches(']')
+}
+
+fn words(error: Error) -> String {
+    match error {
+        Error::GRpcStatus(status) => quoted(status.message()),
+        error => quoted(&error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HERE: View = View { cluster: 0xa, leader: 1, term: 7 };
+    const ELSEWHERE: View = View { cluster: 0xb, leader: 9, term: 2 };
+
+    #[test]
+    fn most_members_decide_which_cluster_is_meant() {
+        assert_eq!(
+            disagreement(&[ELSEWHERE, HERE, HERE], 3),
+            Ok(Evidence::unhealthy("belongs to cluster b, most members belong to a"))
+        );
+        assert_eq!(agreeing(&[HERE, ELSEWHERE, HERE]), 2);
+    }
+
+    #[test]
+    fn too_few_answers_prove_nothing() {
+        assert_eq!(disagreement(&[HERE], 3), Err("only 1 of 3 members answer for cluster a".to_owned()));
+        assert_eq!(disagreement(&[HERE, ELSEWHERE], 3), Err("only 1 of 3 members answer for cluster a".to_owned()));
+        let later = View { leader: 2, term: 8, ..HERE };
+        assert_eq!(
+            disagreement(&[HERE, later, later], 3),
+            Err("the members do not agree on leader and term: 1 of 3 do".to_owned())
+        );
+    }
+
+    #[test]
+    fn the_host_of_a_url() {
+        for (url, expected) in [
+            ("https://10.0.0.1:2379", "10.0.0.1"),
+            ("http://[fd00::1]:2379/", "fd00::1"),
+            ("https://etcd01.x:1", "etcd01.x"),
+        ] {
+            assert_eq!(host(url), expected);
+        }
+    }
+}

@@ -1,0 +1,151 @@
+//! What a node says about itself: to its own disk, and to the store where the others and the engineers read it.
+//!
+//! Written when it changed. Never: a secret, a digest of one, or a commit that is not on disk yet.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::disk::{self, DiskError};
+use crate::lock::protocol;
+use crate::lock::quorum::Because;
+use crate::lock::store::{LockStore, StoreError, Transaction, Write};
+use crate::name::{CommitId, EnvironmentName, GroupId, NodeName, UnitName};
+use crate::reason::{self, Exit, Reason};
+use crate::resource::unit::Active;
+
+/// A commit and its place on the first-parent chain.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct At {
+    pub commit: CommitId,
+    pub seq: u64,
+    pub subject: String,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum State {
+    Converged,
+    /// Acting, or settling after having acted.
+    Applying,
+    Waiting,
+    /// The offered commit was refused; the last good one is enforced.
+    Refused,
+    Unreachable,
+    NotInTopology,
+    Failed,
+}
+
+/// One batch that is not where it should be.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Note {
+    pub batch: String,
+    pub reason: String,
+    pub because: Because,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct UnitHealth {
+    pub active: Active,
+    /// It was once healthy for its settle time.
+    pub settled: bool,
+    /// How long its last stop and start took, as we saw it; 0: not seen.
+    pub stop_ms: u64,
+    pub start_ms: u64,
+}
+
+/// A member that settled with a commit's inputs of a group.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Proof {
+    pub seq: u64,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Report {
+    pub node: NodeName,
+    pub environment: EnvironmentName,
+    /// Version of the agent.
+    pub agent: String,
+    /// The commit that is wholly live here.
+    pub applied: Option<At>,
+    /// The newest commit that was verified and is good for this node.
+    pub target: Option<At>,
+    pub state: State,
+    /// Id of a [`Reason`]; empty where all is well.
+    pub reason: String,
+    /// One sentence, with names and numbers.
+    pub sentence: String,
+    pub notes: Vec<Note>,
+    /// Files that were found changed and were put back, since the agent keeps count.
+    pub drift_repaired: u64,
+    /// Differences that are only reported (`policy = "audit"`).
+    pub audit: Vec<String>,
+    pub units: BTreeMap<UnitName, UnitHealth>,
+    /// Groups whose hold this node has.
+    pub holds: Vec<GroupId>,
+    /// Groups that this node's member leads, when it was last asked.
+    pub leads: Vec<GroupId>,
+    pub proven: BTreeMap<GroupId, Proof>,
+    /// When this state began.
+    pub since: Timestamp,
+    pub at: Timestamp,
+}
+
+impl Report {
+    pub fn reason(&self) -> Option<Reason> {
+        reason::by_id(&self.reason)
+    }
+
+    /// The exit code of a run that ends like this.
+    pub fn exit(&self) -> Exit {
+        let own = match self.state {
+            State::Converged => Exit::Done,
+            _ => self.reason().map_or(Exit::Internal, |reason| reason.exit),
+        };
+        self.notes
+            .iter()
+            .filter_map(|note| reason::by_id(&note.reason))
+            .fold(own, |worst, reason| worst.worst(reason.exit))
+    }
+
+    /// Whether it says something else than the last one (the time of writing aside).
+    pub fn differs(&self, last: &Self) -> bool {
+        Self { at: last.at, ..self.clone() } != *last
+    }
+}
+
+/// The last report on this disk. `None`: none, or one that cannot be read.
+pub fn read(path: &Path) -> Option<Report> {
+    serde_json::from_slice(&disk::read_bounded(path, 1 << 20).ok()??).ok()
+}
+
+pub fn write(path: &Path, report: &Report) -> Result<(), DiskError> {
+    let mut bytes = serde_json::to_vec_pretty(report).expect("a report is plain data");
+    bytes.push(b'\n');
+    disk::write_atomic(path, &bytes, 0o644)
+}
+
+pub fn publish(store: &dyn LockStore, report: &Report) -> Result<(), StoreError> {
+    let value = serde_json::to_vec(report).expect("a report is plain data");
+    let then = vec![Write::Put(protocol::report_key(&report.node), value)];
+    store.commit(&Transaction { when: Vec::new(), then }).map(drop)
+}
+
+/// Every report in the store, by node. One that cannot be read is left out and named.
+pub fn collect(store: &dyn LockStore) -> Result<(BTreeMap<NodeName, Report>, Vec<NodeName>), StoreError> {
+    let snapshot = store.read(&["n/"])?;
+    let mut reports = BTreeMap::new();
+    let mut unreadable = Vec::new();
+    for entry in &snapshot.entries {
+        let Some(node) = entry.key.strip_prefix("n/").and_then(|rest| rest.strip_suffix("/report")) else { continue };
+        let node = NodeName::new(node);
+        match serde_json::from_slice::<Report>(&entry.value) {
+            // The key says whose it is, whatever the value claims.
+            Ok(report) => drop(reports.insert(node.clone(), Report { node, ..report })),
+            Err(_) => unreadable.push(node),
+        }
+    }
+    Ok((reports, unreadable))
+}
