@@ -27,23 +27,24 @@ test-platform: setup ## The real servers' own checks on every rendered file
 	@rm -rf target/rendered && target/debug/converger --repo repo-template render --all --out target/rendered
 	tests/platform/run target/rendered
 
-test-fleet: setup ## Units on a real systemd, in a machine of its own (root; debootstrap)
+test-fleet: setup ## Units, and a fleet of three with etcd, on real systemd machines (root; debootstrap, systemd-container)
 	tests/fleet/units.sh
+	@tools/etcd >/dev/null
+	tests/fleet/node.sh
 
-bench: setup ## Measure, and write docs/src/performance.md
-	cargo build --release --locked --quiet
-	cargo bench --locked --bench budgets
+bench: setup ## Measure, and write docs/performance.md (BENCH=--short: each thing once, nothing written)
+	cargo bench --locked --bench budgets -- $(BENCH)
 
-lint: ## Format, clippy, docs
+lint: ## Format and clippy
 	cargo fmt --all --check
 	cargo clippy --all-targets --locked -- -D warnings
 
-docs: ## The manual as HTML in book/
-	@tools/setup docs
+docs: ## The manual as HTML in book/ (tests/docs.rs checks it without mdbook)
+	@command -v mdbook >/dev/null || { echo "mdbook is missing: cargo install --locked mdbook (some minutes)"; exit 2; }
 	mdbook build docs
 
 bless: ## Write the generated pages, schemas and expected outputs anew
-	CONVERGER_BLESS=1 cargo test --locked --test docs --test schemas --test fleet
+	CONVERGER_BLESS=1 cargo test --locked --test docs --test schemas --test fleet --test texts
 
 clean: ## Remove the sandbox and the caches (not the build)
 	rm -rf target/demo target/rendered $(CACHE)

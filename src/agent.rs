@@ -7,9 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use crate::apply::chain;
 use crate::clock::{Clock, SystemClock};
-use crate::disk::{self, Exclusive};
+use crate::disk::{self, DiskError, Exclusive};
 use crate::drift::DriftWatch;
 use crate::git::Repository;
 use crate::git::accepted::AcceptedFiles;
@@ -25,7 +24,8 @@ use crate::pacing;
 use crate::paths::Paths;
 use crate::pipeline::{self, Mode, PipelineError, Ran, World};
 use crate::probe::{self, LiveProbe, Probe, RecorderProbe};
-use crate::reason::{self, Exit, Reason};
+use crate::reason::{self, Exit, Reason, chain};
+use crate::report::State;
 use crate::resource::Digest;
 use crate::resource::unit::Active;
 use crate::secrets::identities::Identities;
@@ -43,6 +43,15 @@ pub struct StartError {
 impl StartError {
     fn new(reason: Reason, message: impl ToString) -> Self {
         Self { reason, message: message.to_string() }
+    }
+
+    /// A folder that somebody else can write is a mistake in how it was set up; the rest is the machine's.
+    fn disk(error: DiskError) -> Self {
+        let reason = match error {
+            DiskError::NotPrivate { .. } => reason::SETTINGS,
+            DiskError::Io { .. } | DiskError::TooLarge { .. } => reason::APPLY_FAILED,
+        };
+        Self::new(reason, chain(&error))
     }
 }
 
@@ -67,8 +76,13 @@ pub struct Agent {
 
 /// Local settings are small.
 const SETTINGS_BYTES_MAX: u64 = 1 << 20;
+/// `--once` waits this long for its own member to settle; a first member alone never does.
+const ONCE_MAX: Duration = Duration::from_secs(600);
 /// A node without a sign of life for this long is silent.
 pub const BEAT: Duration = Duration::from_secs(90);
+/// After a run that failed here, what moves in the store wakes us no sooner than this: a hold that was claimed and given
+/// back for nothing moves there too.
+const FAILED_PAUSE: Duration = Duration::from_secs(10);
 
 impl Agent {
     /// `root`: the directory that stands for `/`; `None`: the machine itself.
@@ -93,19 +107,26 @@ impl Agent {
             .map_err(|error| StartError::new(reason::IDENTITY_PERMISSIONS, chain(&error)))?;
         let root_dir = root.map_or_else(|| PathBuf::from("/"), Path::to_owned);
         if root.is_some() {
-            disk::create_dirs(&root_dir).map_err(|error| usage(chain(&error)))?;
+            disk::create_dirs(&root_dir).map_err(StartError::disk)?;
         }
         let paths = Paths::below(&root_dir);
         for dir in [paths.state(), paths.cache(), paths.run()] {
-            disk::create_dirs(&dir).map_err(|error| usage(chain(&error)))?;
+            disk::create_dirs(&dir).map_err(StartError::disk)?;
         }
         let only_one = Exclusive::acquire(&paths.lock())
-            .map_err(|error| usage(chain(&error)))?
+            .map_err(StartError::disk)?
             .ok_or_else(|| usage(format!("another agent works on {} already", paths.state().display())))?;
         let repository = Repository::open(&paths.state(), &paths.cache())
-            .map_err(|error| StartError::new(reason::SETTINGS, chain(&error)))?;
-        let accepted =
-            AcceptedFiles::open(&paths.state()).map_err(|error| StartError::new(reason::SETTINGS, chain(&error)))?;
+            .map_err(|error| StartError::new(error.reason(), chain(&error)))?;
+        let accepted = AcceptedFiles::open(&paths.state()).map_err(StartError::disk)?;
+        // Without it this node would believe an older branch; what is damaged is for an operator to look at.
+        if accepted.accepted().is_none()
+            && let Some(damaged) = accepted.damaged().first()
+        {
+            let what =
+                format!("{} cannot be read, and no other copy is left of what was last accepted", damaged.display());
+            return Err(StartError::new(reason::ROLLBACK, what));
+        }
         let ledger =
             Ledger::open(&paths.ledger()).map_err(|error| StartError::new(reason::APPLY_FAILED, chain(&error)))?;
         let host = match root {
@@ -162,14 +183,21 @@ impl Agent {
         pipeline::run(&mut world)
     }
 
-    /// Until this node is converged, or cannot get further without others. Told after every run.
+    /// Until this node is converged, or cannot get further without others, or has settled for too long. Told after every run.
     pub fn once(&mut self, mode: Mode, mut told: impl FnMut(&Ran)) -> Result<Ran, PipelineError> {
+        let mut last_beat = None;
+        let began = SystemClock.awake();
         loop {
+            // One run is a sign of life as well.
+            self.beat(&mut last_beat);
             let ran = self.run(mode)?;
             told(&ran);
+            let patient = SystemClock.awake().saturating_sub(began) < ONCE_MAX;
             let settling = ran.report.reason == reason::SETTLING.id && ran.report.exit() == Exit::Waiting;
             match ran.again_in {
-                Some(again) if settling && !self.stop.load(Ordering::Relaxed) => drop(self.wakes.wait(again)),
+                Some(again) if settling && patient && !self.stop.load(Ordering::Relaxed) => {
+                    drop(self.wakes.wait(again))
+                }
                 _ => return Ok(ran),
             }
         }
@@ -215,6 +243,11 @@ impl Agent {
                     None
                 }
             };
+            let failed = ran.as_ref().is_ok_and(|ran| ran.report.state == State::Failed);
+            let mut pause = if failed { FAILED_PAUSE } else { Duration::ZERO };
+            if again_in.is_none() {
+                crate::memory::let_go_of_code();
+            }
             let mut sleep = pacing::next(&node, self.settings.poll, round, failures, again_in);
             loop {
                 let began = SystemClock.awake();
@@ -224,6 +257,12 @@ impl Agent {
                 }
                 let passed = SystemClock.awake().saturating_sub(began);
                 sleep = sleep.saturating_sub(passed);
+                pause = pause.saturating_sub(passed);
+                if woken.iter().all(|wake| *wake == Wake::Store) && !pause.is_zero() {
+                    sleep = sleep.min(pause);
+                    self.beat(&mut last_beat);
+                    continue;
+                }
                 let only_beat = woken.iter().all(|wake| *wake == Wake::Tick) && !sleep.is_zero();
                 if !only_beat {
                     break;

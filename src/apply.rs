@@ -10,13 +10,13 @@ use std::time::Duration;
 use crate::disk::DiskError;
 use crate::host::{Activation, Done, Host, HostError, Observed, Query, Step};
 use crate::ledger::{Ledger, LedgerError};
-use crate::lock::quorum::Because;
-use crate::lock::session::{Entry, Intent, Session};
+use crate::lock::quorum::{Because, Ground};
+use crate::lock::session::{Entry, Intent, RecordPhase, Session};
 use crate::name::{HostPath, RoleName, UnitName};
 use crate::plan::batch::Phase;
 use crate::plan::{Batch, FileWrite, HoldNeed, Owned, Pending, Plan, RanWith, UnitMove, Why};
 use crate::probe::Health;
-use crate::reason;
+use crate::reason::{self, chain};
 use crate::resource::file::{FileChange, Policy};
 use crate::resource::{Digest, Id, Kind, UnitSpec};
 
@@ -85,7 +85,6 @@ pub fn apply(plan: &Plan<'_>, tools: &mut Tools<'_>) -> Result<Outcome, ApplyErr
         match take(batch, plan, tools)? {
             Taken::Deferred(because) => outcome.deferred.push((batch.name.clone(), because)),
             Taken::Failed(because) => {
-                tracing::error!(reason = %because.reason, "{}", because.sentence);
                 if batch.phase != Phase::Unit {
                     failed_roles.extend(batch.role.clone());
                 }
@@ -101,7 +100,39 @@ pub fn apply(plan: &Plan<'_>, tools: &mut Tools<'_>) -> Result<Outcome, ApplyErr
             }
         }
     }
+    settle_interrupted(plan, &outcome, tools)?;
     Ok(outcome)
+}
+
+/// An agent died between arming and the end of a batch, and the batch is not there any more, or cannot go on: what its
+/// hold covers is live by now (units are started without asking), so it settles as after any start.
+fn settle_interrupted(plan: &Plan<'_>, outcome: &Outcome, tools: &mut Tools<'_>) -> Result<(), ApplyError> {
+    let Some(record) = tools.session.record() else { return Ok(()) };
+    if !matches!(record.phase, RecordPhase::Acting | RecordPhase::Repairing) {
+        return Ok(());
+    }
+    let covered = |batch: &Batch<'_>| record.holds.iter().any(|(hold, _)| batch.groups.contains(&hold.group));
+    let done = |batch: &Batch<'_>| outcome.done.iter().any(|done| done.batch == batch.name);
+    let open = plan.batches.iter().any(|batch| covered(batch) && !done(batch));
+    let units = record.holds.iter().flat_map(|(hold, _)| &hold.units);
+    let units: BTreeSet<UnitName> = units.map(|unit| UnitName::new(unit.clone())).collect();
+    let units: Vec<&UnitName> = units.iter().filter(|unit| plan.running.contains(*unit)).collect();
+    let healthy = || {
+        let asked = record.holds.iter().filter_map(|(hold, _)| tools.session.own_health(&hold.group));
+        asked.map(|evidence| evidence.health).all(|health| health == Health::Healthy)
+    };
+    if units.is_empty() && !open {
+        tools.session.nothing_to_settle()?;
+    } else if all_run(&units, tools) && (!open || healthy()) {
+        tools.session.acted()?;
+    }
+    Ok(())
+}
+
+/// Whether all of them run now; unknown is no.
+fn all_run(units: &[&UnitName], tools: &Tools<'_>) -> bool {
+    let seen = tools.host.observe(&Query { units: units.to_vec(), ..Query::default() });
+    seen.is_ok_and(|seen| units.iter().all(|unit| seen.units.get(*unit).is_some_and(|state| state.is_running())))
 }
 
 enum Taken {
@@ -117,13 +148,10 @@ struct Through {
 }
 
 fn take(batch: &Batch<'_>, plan: &Plan<'_>, tools: &mut Tools<'_>) -> Result<Taken, ApplyError> {
-    if !batch.blocked.is_empty() {
-        let what: Vec<String> = batch.blocked.iter().map(|(id, why)| format!("{id}: {why}")).collect();
-        let reason = if what.iter().any(|text| text.contains("secret")) {
-            reason::SECRET_UNREADABLE
-        } else {
-            reason::APPLY_FAILED
-        };
+    if let Some(first) = batch.blocked.first() {
+        let what: Vec<String> = batch.blocked.iter().map(|one| format!("{}: {}", one.id, one.why)).collect();
+        let sealed = batch.blocked.iter().find(|one| one.reason == reason::SECRET_UNREADABLE);
+        let reason = sealed.unwrap_or(first).reason;
         return Ok(Taken::Failed(Because::new(reason, None, what.join("; "))));
     }
     let held = match batch.hold {
@@ -141,41 +169,83 @@ fn take(batch: &Batch<'_>, plan: &Plan<'_>, tools: &mut Tools<'_>) -> Result<Tak
             Acting::NothingStopped(because) | Acting::Broken(because) => Taken::Failed(because),
         });
     }
+    let units: Vec<&UnitName> = batch.units.keys().chain(&batch.retire).collect();
     let intent = Intent {
         batch: &batch.name,
         groups: batch.groups.iter().cloned().collect(),
-        units: batch.units.keys().map(UnitName::to_string).collect(),
-        running: batch.units.keys().any(|unit| tools.observed.units.get(unit).is_some_and(|state| state.is_running())),
+        units: units.iter().map(ToString::to_string).collect(),
+        running: units.iter().any(|unit| tools.observed.units.get(*unit).is_some_and(|state| state.is_running())),
+        start_secs_max: batch.units.values().map(|part| part.spec.start_secs_max).max().unwrap_or(0),
     };
-    let lead = match tools.session.enter(&intent)? {
+    let entry = tools.session.enter(&intent)?;
+    if matches!(entry, Entry::Deferred(_)) {
+        start_as_it_was(batch, tools)?;
+    }
+    let lead = match entry {
         Entry::Deferred(because) if because.reason() == reason::GATE_FAILED => return Ok(Taken::Failed(because)),
         Entry::Deferred(because) => return Ok(Taken::Deferred(because)),
-        Entry::Act { leads: true } => Lead::Yes,
-        Entry::Act { leads: false } => Lead::No,
+        Entry::Act { ground: Ground::Down, .. } if came_back(batch, tools) => {
+            tools.session.nothing_to_settle()?;
+            let sentence = format!("{} came back by itself; planned afresh", batch.name);
+            return Ok(Taken::Deferred(Because::new(reason::SETTLING, None, sentence)));
+        }
+        Entry::Act { leads: true, .. } => Lead::Yes,
+        Entry::Act { leads: false, .. } => Lead::No,
     };
+    let repairs = tools.session.record().is_some_and(|record| record.phase == RecordPhase::Repairing);
     Ok(match Act::new(batch, plan, tools).run(lead)? {
         Acting::Through(mut through) => {
             let names: Vec<&str> = batch.groups.iter().map(|group| group.as_str()).collect();
             through.report.lines.insert(0, format!("hold {}: claimed, asked, armed", names.join(", ")));
-            // What needs no settling (nothing was stopped or started) gives back at once.
+            // What needs no settling gives back at once: nothing was stopped or started, or nothing is meant to run.
             let disturbed =
                 batch.moves.iter().any(|action| !matches!(action, UnitMove::Enable(_) | UnitMove::Disable(_)));
-            if disturbed {
-                tools.session.acted()?
+            if units.iter().any(|unit| plan.running.contains(*unit)) && (disturbed || repairs) {
+                tools.session.acted()?;
             } else {
-                tools.session.release()?
+                tools.session.nothing_to_settle()?;
             }
             Taken::Acted(through)
         }
         Acting::NothingStopped(because) => {
-            tools.session.nothing_stopped()?;
+            tools.session.nothing_stopped(&because.sentence)?;
             Taken::Failed(because)
         }
         Acting::Broken(because) => {
-            tools.session.failed(&because.sentence)?;
+            tools.session.broken(&because.sentence)?;
             Taken::Failed(because)
         }
     })
+}
+
+/// What is new must wait; a unit that is down starts meanwhile with what it last ran with.
+fn start_as_it_was(batch: &Batch<'_>, tools: &mut Tools<'_>) -> Result<(), ApplyError> {
+    let known = tools.ledger.known()?;
+    for action in &batch.moves {
+        let UnitMove::Start(unit) = action else { continue };
+        let name = &unit.name;
+        let whole = known.pending.get(name).is_none_or(|pending| pending.swapped);
+        if !known.units.contains_key(name) || !whole {
+            continue;
+        }
+        let within = Duration::from_secs(unit.start_secs_max);
+        match tools.host.perform(&Step::Start { unit: name, within }) {
+            Ok(_) => tracing::info!(unit = %name, "started with what it last ran with"),
+            Err(error) => tracing::error!(unit = %name, error = %chain(&error), "could not be started"),
+        }
+    }
+    Ok(())
+}
+
+/// A member was allowed to go because it was down; at the moment of acting it runs, and does not say that it is sick.
+fn came_back(batch: &Batch<'_>, tools: &Tools<'_>) -> bool {
+    let units: Vec<&UnitName> = batch.units.keys().chain(&batch.retire).collect();
+    let Ok(seen) = tools.host.observe(&Query { units, ..Query::default() }) else { return true };
+    let sick = |group| {
+        let health = tools.session.own_health(group).map(|evidence| evidence.health);
+        matches!(health, Some(Health::Unhealthy(_)))
+    };
+    seen.units.values().any(|state| state.is_running()) && !batch.groups.iter().all(sick)
 }
 
 /// Whether this member leads and must hand over before it stops.
@@ -351,6 +421,7 @@ impl<'b, 'a, 't, 'w> Act<'b, 'a, 't, 'w> {
                         content: stamp.map(|(_, digest)| *digest),
                         stamp: stamp.map(|(stamp, _)| *stamp),
                         written: true,
+                        secret: file.spec.content.is_secret(),
                         keep: file.spec.policy == Policy::Seed,
                     },
                 ));
@@ -480,7 +551,10 @@ impl<'b, 'a, 't, 'w> Act<'b, 'a, 't, 'w> {
                     ran.push((name.clone(), now));
                     let id = unit_id(part.spec);
                     let inputs = part.spec.inputs();
-                    owned.push((id, Owned { inputs, content: None, stamp: None, written: true, keep: false }));
+                    owned.push((
+                        id,
+                        Owned { inputs, content: None, stamp: None, written: true, secret: false, keep: false },
+                    ));
                 }
                 self.tools.ledger.ran(&ran)?;
                 self.tools.ledger.own(&owned)?;
@@ -518,18 +592,4 @@ fn line_of(file: &FileWrite<'_>) -> String {
 
 fn seconds(time: Duration) -> String {
     format!("{:.1} s", time.as_secs_f64())
-}
-
-/// An error with its causes, once each.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let more = error.to_string();
-        if !text.contains(&more) {
-            text = format!("{text}: {more}");
-        }
-        cause = error.source();
-    }
-    text
 }

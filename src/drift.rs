@@ -8,9 +8,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use notify::event::{Event, EventKind};
-use notify::{RecommendedWatcher, RecursiveMode, Watcher as _};
+use notify::event::EventKind;
 
+use crate::fswatch::{self, Event, Subscription};
 use crate::name::HostPath;
 
 /// What somebody touched.
@@ -30,7 +30,7 @@ pub struct DriftError {
 
 /// Watches until it is dropped.
 pub struct DriftWatch {
-    _watcher: RecommendedWatcher,
+    _subscription: Subscription,
     watches: usize,
 }
 
@@ -42,27 +42,27 @@ impl DriftWatch {
     pub fn over<'a>(
         root: &Path,
         paths: impl IntoIterator<Item = &'a HostPath>,
-        report: impl Fn(Touched) + Send + 'static,
+        report: impl Fn(Touched) + Send + Sync + 'static,
     ) -> Result<Self, DriftError> {
         let meanings = meanings(root, paths);
         let watched: Vec<PathBuf> = meanings.keys().cloned().collect();
         let failed = |path: &Path, source| DriftError { path: path.display().to_string(), source };
-        let handler = move |event: notify::Result<Event>| {
+        let handler = move |event: &Event| {
             if let Some(touched) = meaning(&meanings, event) {
                 report(touched);
             }
         };
-        let mut watcher = notify::recommended_watcher(handler).map_err(|source| failed(root, source))?;
+        let mut subscription = fswatch::subscribe(handler).map_err(|source| failed(root, source))?;
         let mut watches = 0;
         for directory in &watched {
-            match watcher.watch(directory, RecursiveMode::NonRecursive) {
+            match subscription.watch(directory) {
                 Ok(()) => watches += 1,
                 // It went away since it was looked for: its parent's watch, set before it, tells when it returns.
                 Err(error) if matches!(error.kind, notify::ErrorKind::PathNotFound) => {}
                 Err(error) => return Err(failed(directory, error)),
             }
         }
-        Ok(Self { _watcher: watcher, watches })
+        Ok(Self { _subscription: subscription, watches })
     }
 
     /// How many directories are watched.
@@ -96,7 +96,7 @@ fn meanings<'a>(root: &Path, paths: impl IntoIterator<Item = &'a HostPath>) -> M
     meanings
 }
 
-fn meaning(meanings: &Meanings, event: notify::Result<Event>) -> Option<Touched> {
+fn meaning(meanings: &Meanings, event: &Event) -> Option<Touched> {
     let Ok(event) = event else { return Some(Touched::Everything) };
     if event.need_rescan() {
         return Some(Touched::Everything);

@@ -3,6 +3,7 @@
 //! One SQLite file, written with full durability before the host is touched. The version before this one must be able to
 //! read it: rows are JSON, unknown fields are ignored. Never: a secret's value; never: a stand-in for looking at the host.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
@@ -10,9 +11,9 @@ use rusqlite::{Connection, OptionalExtension, params};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::name::{HostPath, UnitName};
-use crate::plan::{Known, Owned, Pending, RanWith};
-use crate::report::At;
+use crate::name::{GroupId, HostPath, SecretName, UnitName};
+use crate::plan::{Known, Owned, Pending, RanWith, SecretSeen};
+use crate::report::{At, Proof};
 use crate::resource::file::Stamp;
 use crate::resource::{Digest, Id};
 
@@ -25,6 +26,8 @@ pub enum LedgerError {
 pub struct Ledger {
     db: Connection,
     path: PathBuf,
+    /// As last read or written; `None`: not looked yet. An agent asks for it at every wake-up.
+    seal: Option<Option<Seal>>,
 }
 
 /// What a converged run left behind: if all of it is as it was, there is nothing to do and nothing to render.
@@ -53,14 +56,15 @@ impl Ledger {
         let failed =
             |operation| move |source| LedgerError::Sqlite { operation, path: path.display().to_string(), source };
         let db = Connection::open(path).map_err(failed("open"))?;
-        // One process (the agent's own lock sees to it); a rollback journal needs no second file between runs.
-        db.execute_batch("PRAGMA synchronous = FULL; PRAGMA locking_mode = NORMAL; PRAGMA busy_timeout = 2000;")
+        // One process, as the agent's own lock sees to. A write-ahead log is durable with one fsync a transaction, where
+        // a rollback journal takes four.
+        db.execute_batch("PRAGMA locking_mode = EXCLUSIVE; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;")
             .map_err(failed("configure"))?;
         let version: i64 = db.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(failed("read"))?;
         if version == 0 {
             db.execute_batch(&format!("BEGIN; {SCHEMA} PRAGMA user_version = 1; COMMIT;")).map_err(failed("create"))?;
         }
-        Ok(Self { db, path: path.to_owned() })
+        Ok(Self { db, path: path.to_owned(), seal: None })
     }
 
     fn failed(&self, operation: &'static str) -> impl Fn(rusqlite::Error) -> LedgerError + '_ {
@@ -74,13 +78,26 @@ impl Ledger {
                 known.owned.insert(id, owned);
             }
         }
-        for (name, ran) in self.rows::<RanWith>("SELECT name, json FROM units")? {
-            known.units.insert(UnitName::new(name), ran);
-        }
+        known.units = self.units()?;
         for (name, pending) in self.rows::<Pending>("SELECT name, json FROM pending")? {
             known.pending.insert(UnitName::new(name), pending);
         }
+        known.secrets = self.fact("secrets")?.unwrap_or_default();
         Ok(known)
+    }
+
+    /// What the node's secrets are from now on; those that cannot be opened now are remembered as they were.
+    pub fn saw_secrets(&mut self, now: Vec<(SecretName, SecretSeen)>) -> Result<(), LedgerError> {
+        let before: BTreeMap<SecretName, SecretSeen> = self.fact("secrets")?.unwrap_or_default();
+        let mut after = before.clone();
+        after.extend(now);
+        if after == before { Ok(()) } else { self.state("secrets", Some(&after)) }
+    }
+
+    /// What each unit runs with.
+    pub fn units(&self) -> Result<BTreeMap<UnitName, RanWith>, LedgerError> {
+        let rows = self.rows("SELECT name, json FROM units")?;
+        Ok(rows.into_iter().map(|(name, ran)| (UnitName::new(name), ran)).collect())
     }
 
     fn rows<T: DeserializeOwned>(&self, sql: &str) -> Result<Vec<(String, T)>, LedgerError> {
@@ -95,19 +112,19 @@ impl Ledger {
 
     /// "This will be ours": before the first write of it.
     pub fn intend(&mut self, ids: &[(Id, Digest)]) -> Result<(), LedgerError> {
-        let known = self.known()?;
-        let rows = ids.iter().map(|(id, inputs)| {
-            let before = known.owned.get(id);
+        let mut rows = Vec::with_capacity(ids.len());
+        for (id, inputs) in ids {
+            let before: Option<Owned> = self.one("SELECT json FROM owned WHERE id = ?1", &key_of(id))?;
             let owned = Owned {
                 inputs: *inputs,
-                content: before.and_then(|owned| owned.content),
-                stamp: before.and_then(|owned| owned.stamp),
+                content: before.as_ref().and_then(|owned| owned.content),
+                stamp: before.as_ref().and_then(|owned| owned.stamp),
                 written: false,
+                secret: before.as_ref().is_some_and(|owned| owned.secret),
                 keep: before.is_some_and(|owned| owned.keep),
             };
-            (id.clone(), owned)
-        });
-        let rows: Vec<_> = rows.collect();
+            rows.push((id.clone(), owned));
+        }
         self.own(&rows)
     }
 
@@ -156,10 +173,14 @@ impl Ledger {
     }
 
     fn fact<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, LedgerError> {
+        self.one("SELECT json FROM facts WHERE name = ?1", name)
+    }
+
+    fn one<T: DeserializeOwned>(&self, sql: &str, key: &str) -> Result<Option<T>, LedgerError> {
         let json: Option<String> = self
             .db
-            .query_row("SELECT json FROM facts WHERE name = ?1", [name], |row| row.get(0))
-            .optional()
+            .prepare_cached(sql)
+            .and_then(|mut statement| statement.query_row([key], |row| row.get(0)).optional())
             .map_err(self.failed("read"))?;
         Ok(json.and_then(|json| serde_json::from_str(&json).ok()))
     }
@@ -198,12 +219,30 @@ impl Ledger {
         Ok(())
     }
 
-    pub fn seal(&self) -> Result<Option<Seal>, LedgerError> {
-        self.fact("seal")
+    /// The commits with which this node's members have settled under a hold: the last one of each group.
+    pub fn proven(&self) -> Result<BTreeMap<GroupId, Proof>, LedgerError> {
+        Ok(self.fact("proven")?.unwrap_or_default())
     }
 
-    pub fn set_seal(&mut self, seal: Option<&Seal>) -> Result<(), LedgerError> {
-        self.state("seal", seal)
+    pub fn prove<'g>(&mut self, groups: impl Iterator<Item = &'g GroupId>, seq: u64) -> Result<(), LedgerError> {
+        let mut proven = self.proven()?;
+        proven.extend(groups.map(|group| (group.clone(), Proof { seq })));
+        self.state("proven", Some(&proven))
+    }
+
+    pub fn seal(&mut self) -> Result<Option<&Seal>, LedgerError> {
+        if self.seal.is_none() {
+            self.seal = Some(self.fact("seal")?);
+        }
+        Ok(self.seal.as_ref().and_then(Option::as_ref))
+    }
+
+    pub fn set_seal(&mut self, seal: Option<Seal>) -> Result<(), LedgerError> {
+        if self.seal()? != seal.as_ref() {
+            self.state("seal", seal.as_ref())?;
+            self.seal = Some(seal);
+        }
+        Ok(())
     }
 
     pub fn drift_repaired(&self) -> Result<u64, LedgerError> {

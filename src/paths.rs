@@ -41,6 +41,11 @@ impl Paths {
         self.state().join("hold.json")
     }
 
+    /// Which store this node deals with, and how far it has seen it.
+    pub fn store_pin(&self) -> PathBuf {
+        self.state().join("store.json")
+    }
+
     pub fn report(&self) -> PathBuf {
         self.run().join("status.json")
     }

@@ -9,18 +9,22 @@
 //! A source that fails or is refused does not end the run: the last good commit goes on being enforced, and the report says
 //! so. Nothing on the host changes before the plan is whole. Never: a decision; the hops make them.
 
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use crate::apply::{self, ApplyError, Outcome, Tools, chain};
+use crate::apply::{self, ApplyError, Outcome, Tools};
 use crate::clock::Clock;
 use crate::diagnostics::{self, Style};
 use crate::disk::DiskError;
 use crate::fleet::load::{self, Loaded};
 use crate::fleet::problem::{Problem, Severity};
+use crate::fleet::schema::Quorum;
 use crate::fleet::select::{NodeSpec, select};
 use crate::fleet::tree::Tree;
+use crate::fleet::{Fleet, Group};
 use crate::git::accepted::AcceptedFiles;
 use crate::git::{GitError, Repository};
 use crate::host::{FileQuery, Host, HostError, Observed, Query};
@@ -29,20 +33,22 @@ use crate::lock::protocol;
 use crate::lock::quorum::Because;
 use crate::lock::session::{self, Circle, Session};
 use crate::lock::store::{LockStore, StoreError};
-use crate::name::{CommitId, HostPath, NodeName, UnitName};
+use crate::name::{CommitId, GroupId, HostPath, NodeName, RoleName, UnitName};
 use crate::paths::Paths;
-use crate::plan::{self, Known, Owned, Plan, show};
+use crate::plan::guard::{self, Target};
+use crate::plan::{self, Known, Owned, Plan, RanWith, show};
 use crate::probe::Probe;
-use crate::reason::{self, Reason};
+use crate::reason::{self, Reason, chain};
 use crate::render::{Desired, Renderer};
 use crate::report::{self, At, Note, Report, State, UnitHealth};
 use crate::resource::file::{FileState, Policy};
 use crate::resource::{Digest, Kind, Resource};
 use crate::secrets::identities::Identities;
-use crate::secrets::unseal;
+use crate::secrets::{Unsealed, unseal};
 use crate::settings::{Settings, TrustRoot};
 use crate::settle::{Settling, Vigil};
 use crate::trust::Verified;
+use crate::trust::commit::Allowance;
 
 /// Everything a run works with. It lives as long as the agent.
 pub struct World<'w> {
@@ -122,26 +128,35 @@ impl PipelineError {
     }
 }
 
-/// One run.
+/// One run. An error is told like any other end of a run: a node that cannot go on must not look like one that is well.
 pub fn run(world: &mut World<'_>) -> Result<Ran, PipelineError> {
+    let ran = hops(world);
+    if let Err(error) = &ran
+        && world.mode == Mode::Apply
+    {
+        tell_error(world, error);
+    }
+    ran
+}
+
+fn hops(world: &mut World<'_>) -> Result<Ran, PipelineError> {
     let source = fetch_and_verify(world)?;
     if let Some(ran) = unmoved(world, &source)? {
         return Ok(ran);
     }
-    let (tree, at, complaint) = good_tree(world, source)?;
-    let Loaded { fleet, .. } = load::load(&tree, Some(&world.settings.environment)).map_err(repository_problems)?;
-    let Some(spec) = select(&fleet, &world.settings.node) else {
+    let (Rendered { fleet, own }, at, complaint) = newest_good(world, source)?;
+    let Some((spec, (secrets, desired))) = select(&fleet, &world.settings.node).zip(own) else {
         return not_in_topology(world, at);
     };
-    let secrets = unseal(&spec, world.identities);
     let renderer = Renderer::new(&fleet);
-    let desired = renderer.node(&spec, &secrets).map_err(repository_problems)?;
     let known = world.ledger.known()?;
     let observed = observe(world.host, &desired, &known)?;
     let plan = plan::plan(&desired, &observed, &known, &spec.groups);
     if let Mode::DryRun(paint) = world.mode {
         return dry_run(world, &plan, at, complaint, paint);
     }
+    let target = Target { fleet: &fleet, desired: &desired, unsealed: &secrets, lifted: &[] };
+    world.ledger.saw_secrets(target.seen())?;
     let session =
         open_session(world, &renderer, &spec, &secrets, &known, &observed, &at).map_err(repository_problems)?;
     let settling = world.vigil.look(&session, &spec, &observed, world.ledger, world.settings)?;
@@ -150,10 +165,11 @@ pub fn run(world: &mut World<'_>) -> Result<Ran, PipelineError> {
     let outcome = apply::apply(&plan, &mut tools)?;
     let leads = if spec.groups.is_empty() { Vec::new() } else { session.leads() };
     let holds = session.record().map(|record| record.holds.into_iter().map(|(hold, _)| hold.group).collect());
-    let interests = interests(&spec);
+    let interests = interests(&session);
     let facts = Facts {
         desired: &desired,
         plan: &plan,
+        known: &known,
         observed: &observed,
         outcome,
         settling,
@@ -176,7 +192,15 @@ fn fetch_and_verify(world: &mut World<'_>) -> Result<Source, PipelineError> {
     let before = world.accepted.accepted().cloned();
     let offered = world.repository.fetch(world.root, before.as_ref());
     let offered = offered.and_then(|fetched| fetched.verify(world.root, before.as_ref()));
+    let floor = world.ledger.good()?.filter(|_| before.is_none());
     let complaint = match offered {
+        // What was accepted is lost, but the ledger still knows how far this node was.
+        Ok(verified) if floor.as_ref().is_some_and(|floor| verified.seq() < floor.seq) => {
+            let floor = floor.map_or(0, |floor| floor.seq);
+            let (commit, seq) = (verified.commit().short(), verified.seq());
+            let sentence = format!("{commit} is number {seq} of the branch, this node was at number {floor}");
+            Because::new(reason::ROLLBACK, None, sentence)
+        }
         Ok(verified) if before.as_ref() == Some(verified.accepted()) => {
             return Ok(Source { verified, complaint: None });
         }
@@ -188,7 +212,11 @@ fn fetch_and_verify(world: &mut World<'_>) -> Result<Source, PipelineError> {
             world.accepted.keep(verified.accepted())?;
             return Ok(Source { verified, complaint: None });
         }
-        Err(GitError::Refused(refusal)) => {
+        Err(GitError::Refused(mut refusal)) => {
+            // What was accepted may have problems of its own: then an earlier commit is in force.
+            if let Some(good) = world.ledger.good()? {
+                refusal.last_good = Some(good.commit);
+            }
             Because::new(refusal.reason, None, refusal.to_string()).ends(refusal.reason.mend)
         }
         Err(error) => Because::new(error.reason(), None, chain(&error)),
@@ -254,52 +282,78 @@ fn unmoved(world: &mut World<'_>, source: &Source) -> Result<Option<Ran>, Pipeli
     }))
 }
 
-/// The tree to enforce: the verified commit's, or, while that one has problems that touch this node, the last good one's.
-fn good_tree(world: &mut World<'_>, source: Source) -> Result<(Arc<Tree>, At, Option<Because>), PipelineError> {
+/// A commit as this node sees it.
+struct Rendered {
+    fleet: Fleet,
+    /// `None`: the topology does not name this node.
+    own: Option<(Unsealed, Desired)>,
+}
+
+/// What to enforce: the verified commit, or, while that one has problems that touch this node, the last good one.
+fn newest_good(world: &mut World<'_>, source: Source) -> Result<(Rendered, At, Option<Because>), PipelineError> {
     let Source { verified, mut complaint } = source;
     let limits = &world.root.limits;
     let at = At { commit: verified.commit().clone(), seq: verified.seq(), subject: verified.subject().to_owned() };
     let good = world.ledger.good()?;
-    let problems = match world.repository.tree(&verified, limits).map(Arc::new) {
-        Ok(tree) if good.as_ref() == Some(&at) => return Ok((tree, at, complaint)),
-        Ok(tree) => match problems_for(&tree, world) {
-            problems if problems.is_empty() => {
-                world.ledger.set_good(&at)?;
-                return Ok((tree, at, complaint));
+    let because = match world.repository.tree(&verified, limits).map(Arc::new) {
+        Ok(tree) => match rendered(&tree, world) {
+            Ok(rendered) if good.as_ref() == Some(&at) => return Ok((rendered, at, complaint)),
+            Ok(rendered) => match held_back(&rendered, &verified, world)? {
+                None => {
+                    world.ledger.set_good(&at)?;
+                    return Ok((rendered, at, complaint));
+                }
+                Some(because) => because,
+            },
+            Err(problems) if good.as_ref() == Some(&at) => return Err(repository_problems(problems)),
+            Err(problems) => {
+                let errors = problems.into_iter().filter(|problem| problem.severity == Severity::Error);
+                invalid(&at.commit, &diagnostics::render(&errors.collect::<Vec<_>>(), &tree, Style::default()))
             }
-            problems => diagnostics::render(&problems, &tree, Style::default()),
         },
-        Err(error) => chain(&error),
+        Err(error) => invalid(&at.commit, &chain(&error)),
     };
-    let sentence = format!("{} has problems:\n{problems}", at.commit.short());
-    let because = Because::new(reason::REPOSITORY_INVALID, None, sentence);
     let Some(good) = good else {
         return Err(PipelineError::NothingToEnforce(Box::new(because)));
     };
-    tracing::error!(reason = %because.reason, commit = %at.commit, "keeping {}\n{}", good.commit, because.sentence);
     complaint.get_or_insert(because);
     let tree = world.repository.tree_of_earlier(&verified, &good.commit, limits);
     match tree.map_err(|source| store_error(&good.commit, source))? {
-        Some(tree) => Ok((Arc::new(tree), good, complaint)),
+        Some(tree) => Ok((rendered(&Arc::new(tree), world).map_err(repository_problems)?, good, complaint)),
         None => Err(PipelineError::NothingToEnforce(Box::new(complaint.unwrap_or_else(|| {
             Because::new(reason::REPOSITORY_INVALID, None, "the last good commit is not on this chain".to_owned())
         })))),
     }
 }
 
-/// Every error in a commit that touches this node; a node that the topology does not name is touched by none.
-fn problems_for(tree: &Arc<Tree>, world: &World<'_>) -> Vec<Problem> {
-    let found = || -> Result<(), Vec<Problem>> {
-        let Loaded { fleet, .. } = load::load(tree, Some(&world.settings.environment))?;
-        if let Some(spec) = select(&fleet, &world.settings.node) {
-            Renderer::new(&fleet).node(&spec, &unseal(&spec, world.identities))?;
+fn invalid(commit: &CommitId, problems: &str) -> Because {
+    Because::new(reason::REPOSITORY_INVALID, None, format!("{} has problems:\n{problems}", commit.short()))
+}
+
+/// A guard that keeps this node from taking a commit.
+fn held_back(rendered: &Rendered, verified: &Verified, world: &World<'_>) -> Result<Option<Because>, PipelineError> {
+    let Some((unsealed, desired)) = &rendered.own else { return Ok(None) };
+    let known = world.ledger.known()?;
+    let applied = world.ledger.applied()?;
+    let since = applied.as_ref().map(|at| &at.commit);
+    let lifted = world.repository.allowances(verified, since, &world.root.limits);
+    let lifted = lifted.map_err(|source| store_error(verified.commit(), source))?;
+    let lifted: Vec<Allowance> = lifted.into_iter().map(|(_, one)| one).collect();
+    Ok(guard::judge(&Target { fleet: &rendered.fleet, desired, unsealed, lifted: &lifted }, &known))
+}
+
+/// Errors: every problem of a commit that touches this node; a node that the topology does not name is touched by none.
+fn rendered(tree: &Arc<Tree>, world: &World<'_>) -> Result<Rendered, Vec<Problem>> {
+    let Loaded { fleet, .. } = load::load(tree, Some(&world.settings.environment))?;
+    let own = match select(&fleet, &world.settings.node) {
+        None => None,
+        Some(spec) => {
+            let secrets = unseal(&spec, world.identities);
+            let desired = Renderer::new(&fleet).node(&spec, &secrets)?;
+            Some((secrets, desired))
         }
-        Ok(())
     };
-    match found() {
-        Ok(()) => Vec::new(),
-        Err(problems) => problems.into_iter().filter(|problem| problem.severity == Severity::Error).collect(),
-    }
+    Ok(Rendered { fleet, own })
 }
 
 /// A commit that was good for this node has problems now: only a newer agent or other local keys can do that.
@@ -326,8 +380,9 @@ fn not_in_topology(world: &mut World<'_>, at: At) -> Result<Ran, PipelineError> 
     })
 }
 
+/// Looks at what is wanted, and at what is ours and not wanted any more.
 #[tracing::instrument(skip_all)]
-fn observe(host: &dyn Host, desired: &Desired, known: &Known) -> Result<Observed, HostError> {
+pub fn observe(host: &dyn Host, desired: &Desired, known: &Known) -> Result<Observed, HostError> {
     let mut query = Query::default();
     let leftovers: Vec<(HostPath, UnitName)> = known
         .owned
@@ -350,9 +405,10 @@ fn observe(host: &dyn Host, desired: &Desired, known: &Known) -> Result<Observed
         }
     }
     // What we own and nobody wants any more is looked at too, to be removed.
+    let wanted: HashSet<&HostPath> = query.files.iter().map(|file| file.path).collect();
     for (path, unit) in &leftovers {
         if path.as_str().starts_with('/') {
-            if !query.files.iter().any(|file| file.path == path) {
+            if !wanted.contains(path) {
                 query.files.push(FileQuery { path, known: None, bytes_unless: None });
             }
         } else if !query.units.contains(&unit) {
@@ -371,6 +427,7 @@ fn dry_run(
 ) -> Result<Ran, PipelineError> {
     let mut report = blank(world, &at)?;
     if let Some(because) = complaint {
+        report.state = State::of_source(because.reason());
         report.reason = because.reason.clone();
         report.sentence = because.sentence;
     } else if !plan.is_empty() {
@@ -397,7 +454,37 @@ fn open_session<'a>(
     observed: &Observed,
     at: &At,
 ) -> Result<Session<'a>, Vec<Problem>> {
+    Ok(Session {
+        me: &spec.node.name,
+        store: world.store.map_err(session::because_of),
+        probe: world.probe,
+        clock: world.clock,
+        boot_id: observed.boot_id.clone(),
+        state_is_old: !known.units.is_empty(),
+        record_path: world.paths.hold(),
+        pin_path: world.paths.store_pin(),
+        circles: circles(renderer, spec, secrets, known)?,
+        commit: at.commit.clone(),
+        seq: at.seq,
+    })
+}
+
+/// The groups that this node is a member of by the target commit, and those that protect a unit as it runs now.
+pub fn circles<'a>(
+    renderer: &Renderer<'_>,
+    spec: &NodeSpec<'a>,
+    secrets: &crate::secrets::Unsealed,
+    known: &Known,
+) -> Result<Vec<Circle<'a>>, Vec<Problem>> {
     let environment = &spec.fleet.environment;
+    let me = &spec.node.name;
+    let conflicts = |group: &Group| -> Vec<GroupId> {
+        let with_aliases = group.conflicts.iter().flat_map(|id| {
+            let aliases = environment.groups().find(|other| other.id == *id).map(|other| other.aliases.as_slice());
+            std::iter::once(id).chain(aliases.unwrap_or_default())
+        });
+        with_aliases.cloned().collect()
+    };
     let mut circles = Vec::new();
     for group in &spec.groups {
         let ask = |check: &Option<String>| match check {
@@ -409,56 +496,86 @@ fn open_session<'a>(
             let members = environment.cluster(first).map(|cluster| cluster.members.clone()).unwrap_or_default();
             (first.clone(), members)
         });
-        circles.push(Circle { group, gate: ask(&group.gate)?, leader: ask(&group.leader)?, after: after.collect() });
+        circles.push(Circle {
+            group: Cow::Borrowed(*group),
+            conflicts: conflicts(group),
+            gate: ask(&group.gate)?,
+            leader: ask(&group.leader)?,
+            after: after.collect(),
+        });
     }
-    Ok(Session {
-        me: &spec.node.name,
-        store: world.store.ok(),
-        no_store: world.store.err().map(|error| chain(error)).unwrap_or_default(),
-        probe: world.probe,
-        clock: world.clock,
-        boot_id: observed.boot_id.clone(),
-        state_is_old: !known.units.is_empty(),
-        record_path: world.paths.hold(),
-        circles,
-        commit: at.commit.clone(),
-        seq: at.seq,
-    })
+    for (unit, ran) in &known.units {
+        for id in &ran.groups {
+            if circles.iter().any(|circle| circle.ids().any(|known| known == id)) {
+                continue;
+            }
+            // This node has left it, or it is gone. Its members are those of today, and this one: it still counts.
+            let is_it = |group: &&Group| group.id == *id || group.aliases.contains(id);
+            let today = environment.groups().find(is_it).filter(|group| !group.members.is_empty());
+            let gate = today.and_then(|group| renderer.questions(spec, group, group.gate.as_ref()?, secrets).ok());
+            let mut group = today.cloned().unwrap_or_else(|| gone(id, unit));
+            group.members.push(me.clone());
+            let conflicts = conflicts(&group);
+            // A gate that cannot be asked leaves everybody unknown, which is down.
+            let gate = gate.unwrap_or_default();
+            circles.push(Circle { group: Cow::Owned(group), conflicts, gate, leader: Vec::new(), after: Vec::new() });
+        }
+    }
+    Ok(circles)
+}
+
+/// A group that the target commit does not declare: nobody needs it any more, so there is nothing to count. Who still
+/// has an older commit sees the hold under its name.
+fn gone(id: &GroupId, unit: &UnitName) -> Group {
+    Group {
+        id: id.clone(),
+        members: Vec::new(),
+        quorum: Quorum::None,
+        max_unavailable: 1,
+        rank: Vec::new(),
+        conflicts: Vec::new(),
+        aliases: Vec::new(),
+        unit: unit.clone(),
+        gate: None,
+        leader: None,
+        settle_secs: 0,
+        role: RoleName::new(""),
+    }
 }
 
 /// Keys whose change may end a wait of this node.
-fn interests(spec: &NodeSpec<'_>) -> Vec<String> {
-    let groups = spec.groups.iter().flat_map(|group| {
-        let ids = [&group.id].into_iter().chain(&group.aliases).chain(&group.conflicts);
-        ids.map(protocol::hold_range).collect::<Vec<_>>()
-    });
-    let mut peers: Vec<&NodeName> = spec.groups.iter().flat_map(|group| &group.members).collect();
-    peers.sort();
-    peers.dedup();
-    let peers = peers.into_iter().filter(|peer| **peer != spec.node.name).map(protocol::report_key);
-    groups.chain(peers).chain([protocol::FREEZES.to_owned(), protocol::WAKE.to_owned()]).collect()
+fn interests(session: &Session<'_>) -> Vec<String> {
+    let groups = session.circles.iter().flat_map(|circle| circle.ids().chain(&circle.conflicts));
+    let groups: BTreeSet<&GroupId> = groups.collect();
+    let peers = session.circles.iter().flat_map(|circle| &circle.group.members);
+    let peers: BTreeSet<&NodeName> = peers.filter(|peer| *peer != session.me).collect();
+    let keys = groups.into_iter().map(protocol::hold_range).chain(peers.into_iter().map(protocol::report_key));
+    let always = [protocol::FREEZES.to_owned(), protocol::WAKE.to_owned(), protocol::dead_key(session.me)];
+    keys.chain(always).collect()
 }
 
 struct Facts<'a> {
     desired: &'a Desired,
     plan: &'a Plan<'a>,
+    /// Before anything was done.
+    known: &'a Known,
     observed: &'a Observed,
     outcome: Outcome,
     settling: Settling,
     at: At,
     complaint: Option<Because>,
-    leads: Vec<crate::name::GroupId>,
-    holds: Vec<crate::name::GroupId>,
+    leads: Vec<GroupId>,
+    holds: Vec<GroupId>,
 }
 
 #[tracing::instrument(skip_all)]
 fn publish(world: &mut World<'_>, facts: Facts<'_>, interests: Vec<String>) -> Result<Ran, PipelineError> {
-    let Facts { desired, plan, observed, outcome, settling, at, complaint, leads, holds } = facts;
-    let known = world.ledger.known()?;
+    let Facts { desired, plan, known, observed, outcome, settling, at, complaint, leads, holds } = facts;
+    let ran = world.ledger.units()?;
     let settled_again = session::read_record(&world.paths.hold());
     let unsettled = plan.units.iter().any(|(unit, groups)| {
         let wanted = plan.running.contains(unit) && !groups.is_empty();
-        wanted && known.units.get(unit).is_none_or(|ran| !ran.settled)
+        wanted && ran.get(unit).is_none_or(|ran| !ran.settled)
     });
     let acted_now =
         unsettled || settled_again.as_ref().is_some_and(|record| record.phase == session::RecordPhase::Settling);
@@ -468,7 +585,7 @@ fn publish(world: &mut World<'_>, facts: Facts<'_>, interests: Vec<String>) -> R
     report.audit = plan.audit.iter().map(ToString::to_string).collect();
     report.leads = leads;
     report.holds = holds;
-    report.units = unit_health(world.host, desired, &known, &outcome)?;
+    report.units = unit_health(world.host, desired, &ran, &outcome)?;
     let note = |(batch, because): &(String, Because)| Note {
         batch: batch.clone(),
         reason: because.reason.clone(),
@@ -495,8 +612,11 @@ fn publish(world: &mut World<'_>, facts: Facts<'_>, interests: Vec<String>) -> R
     }
     let untouched = converged && outcome.done.is_empty();
     let seal = untouched.then(|| seal(world.local, &at, desired, observed)).flatten();
-    world.ledger.set_seal(seal.as_ref())?;
-    freshen(world.ledger, &known, observed)?;
+    world.ledger.set_seal(seal)?;
+    // After a change the ledger knows more than this run saw; the next run sees it.
+    if outcome.done.is_empty() && outcome.failed.is_empty() {
+        freshen(world.ledger, known, observed)?;
+    }
     let (state, because) = match (main, complaint) {
         (Some((state, because)), complaint) => {
             // A refusal stays visible beside a failure or a wait of our own.
@@ -507,10 +627,7 @@ fn publish(world: &mut World<'_>, facts: Facts<'_>, interests: Vec<String>) -> R
             }));
             (state, Some(because))
         }
-        (None, Some(because)) => {
-            let unreachable = because.reason() == reason::SOURCE_UNREACHABLE;
-            (if unreachable { State::Unreachable } else { State::Refused }, Some(because))
-        }
+        (None, Some(because)) => (State::of_source(because.reason()), Some(because)),
         (None, None) => (State::Converged, None),
     };
     report.state = state;
@@ -548,9 +665,9 @@ fn summary(outcome: &Outcome) -> String {
 fn unit_health(
     host: &dyn Host,
     desired: &Desired,
-    known: &Known,
+    ran: &BTreeMap<UnitName, RanWith>,
     outcome: &Outcome,
-) -> Result<std::collections::BTreeMap<UnitName, UnitHealth>, HostError> {
+) -> Result<BTreeMap<UnitName, UnitHealth>, HostError> {
     let units = desired.resources.iter().filter_map(|placed| match &placed.resource {
         Resource::Unit(spec) => Some(&spec.name),
         _ => None,
@@ -560,7 +677,7 @@ fn unit_health(
     let health = observed.units.iter().map(|(name, state)| {
         let (stop, start) = outcome.durations.get(name).copied().unwrap_or_default();
         let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
-        let settled = known.units.get(name).is_some_and(|ran| ran.settled);
+        let settled = ran.get(name).is_some_and(|ran| ran.settled);
         (name.clone(), UnitHealth { active: state.active, settled, stop_ms: millis(stop), start_ms: millis(start) })
     });
     Ok(health.collect())
@@ -594,26 +711,41 @@ fn freshen(ledger: &mut Ledger, known: &Known, observed: &Observed) -> Result<()
 }
 
 fn blank(world: &World<'_>, at: &At) -> Result<Report, PipelineError> {
-    let now = world.clock.now();
     Ok(Report {
-        node: world.settings.node.clone(),
-        environment: world.settings.environment.clone(),
-        agent: env!("CARGO_PKG_VERSION").to_owned(),
         applied: world.ledger.applied()?,
         target: Some(at.clone()),
-        state: State::Converged,
-        reason: String::new(),
-        sentence: String::new(),
-        notes: Vec::new(),
         drift_repaired: world.ledger.drift_repaired()?,
-        audit: Vec::new(),
-        units: std::collections::BTreeMap::new(),
-        holds: Vec::new(),
-        leads: Vec::new(),
-        proven: std::collections::BTreeMap::new(),
-        since: now,
-        at: now,
+        proven: world.ledger.proven()?,
+        ..Report::new(&world.settings.node, &world.settings.environment, world.clock.now())
     })
+}
+
+/// The disk and the store may be what is wrong: each is told as far as it listens.
+fn tell_error(world: &World<'_>, error: &PipelineError) {
+    let last = report::read(&world.paths.report());
+    let now = world.clock.now();
+    let fresh = || Report::new(&world.settings.node, &world.settings.environment, now);
+    let mut report = last.clone().unwrap_or_else(fresh);
+    report.state = match error {
+        PipelineError::NothingToEnforce(because) => State::of_source(because.reason()),
+        _ => State::Failed,
+    };
+    report.reason = error.reason().id.to_owned();
+    report.sentence = chain(error);
+    report.notes.clear();
+    (report.since, report.at) = (now, now);
+    if let Some(last) = &last {
+        carry_over(&mut report, last);
+    }
+    if let Err(error) = report::write(&world.paths.report(), &report) {
+        tracing::warn!("the report cannot be written: {}", chain(&error));
+    }
+    if last.is_none_or(|last| report.differs(&last))
+        && let Ok(store) = world.store
+        && let Err(error) = report::publish(store, &report)
+    {
+        tracing::warn!(%error, "the report did not reach the store; it follows with the next one");
+    }
 }
 
 /// To the disk and to the store, if it says something new.

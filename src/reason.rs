@@ -150,7 +150,7 @@ reasons! {
         "Add the node to topology.toml, or take the machine away.";
     GUARDED = "guarded", Repository,
         "The commit does something that a guard of fleet.toml holds back.",
-        "If it is meant, add the `Converger-Allow:` trailer that `plan` prints to a signed commit.";
+        "If it is meant, say so in a signed commit with a `Converger-Allow:` trailer.";
     // host
     APPLY_FAILED = "apply-failed", Host,
         "A resource could not be brought to what the repository says; the rest went on.",
@@ -194,10 +194,10 @@ reasons! {
         "It ends by itself.";
     FROZEN = "frozen", Waiting,
         "A freeze is in force: nothing new is stopped.",
-        "It ends at its expiry, or with `converger unfreeze`.";
+        "It ends when its key below `freeze/` in the store is deleted, or that key's lease ends.";
     DECLARED_DEAD = "declared-dead", Waiting,
         "An operator declared this node dead; it must not disrupt anything.",
-        "`converger node admit` after making sure that it is what it was.";
+        "Make sure that the machine is what it was, then delete its key below `dead/` in the store.";
     LOST_RACE = "lost-race", Waiting,
         "Another member claimed first.",
         "Tried again as soon as that hold is released.";
@@ -222,7 +222,7 @@ reasons! {
         "Compact and defragment etcd, then disarm the alarm.";
     STORE_REPLACED = "store-replaced", Unreachable,
         "The store is not the one this node knows: another cluster, or an older revision of it.",
-        "`docs: restored or replaced etcd`; no node disrupts anything until then.";
+        "Make sure that no hold was lost, as the manual says under \"etcd does not answer\"; no node disrupts anything until then.";
     // secrets
     SECRET_UNREADABLE = "secret-unreadable", Secrets,
         "A secret that this node needs cannot be opened with its identities.",
@@ -242,4 +242,18 @@ reasons! {
 /// The reason with this id.
 pub fn by_id(id: &str) -> Option<Reason> {
     ALL.iter().copied().find(|reason| reason.id == id)
+}
+
+/// An error with its causes, once each.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        cause = error.source();
+    }
+    text
 }

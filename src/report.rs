@@ -38,6 +38,13 @@ pub enum State {
     Failed,
 }
 
+impl State {
+    /// Of a node that is as the last good commit says, while the source gives this reason to complain.
+    pub fn of_source(reason: Reason) -> Self {
+        if reason == reason::SOURCE_UNREACHABLE { Self::Unreachable } else { Self::Refused }
+    }
+}
+
 /// One batch that is not where it should be.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Note {
@@ -94,6 +101,29 @@ pub struct Report {
 }
 
 impl Report {
+    /// Of a node that has nothing to say yet.
+    pub fn new(node: &NodeName, environment: &EnvironmentName, now: Timestamp) -> Self {
+        Self {
+            node: node.clone(),
+            environment: environment.clone(),
+            agent: env!("CARGO_PKG_VERSION").to_owned(),
+            applied: None,
+            target: None,
+            state: State::Converged,
+            reason: String::new(),
+            sentence: String::new(),
+            notes: Vec::new(),
+            drift_repaired: 0,
+            audit: Vec::new(),
+            units: BTreeMap::new(),
+            holds: Vec::new(),
+            leads: Vec::new(),
+            proven: BTreeMap::new(),
+            since: now,
+            at: now,
+        }
+    }
+
     pub fn reason(&self) -> Option<Reason> {
         reason::by_id(&self.reason)
     }
@@ -113,6 +143,30 @@ impl Report {
     /// Whether it says something else than the last one (the time of writing aside).
     pub fn differs(&self, last: &Self) -> bool {
         Self { at: last.at, ..self.clone() } != *last
+    }
+}
+
+impl Report {
+    /// Without control characters: whoever writes a report could otherwise steer the terminal that shows it.
+    fn harmless(mut self) -> Self {
+        let clean = |text: &mut String| {
+            if text.contains(|c: char| c.is_control() && c != '\n') {
+                *text = text.replace(|c: char| c.is_control() && c != '\n', "\u{fffd}");
+            }
+        };
+        for at in self.applied.iter_mut().chain(&mut self.target) {
+            clean(&mut at.subject);
+            at.subject = at.subject.replace('\n', " ");
+            at.commit = CommitId::new(at.commit.as_str().replace(|c: char| !c.is_ascii_hexdigit(), "?"));
+        }
+        clean(&mut self.reason);
+        clean(&mut self.sentence);
+        for note in &mut self.notes {
+            for text in [&mut note.batch, &mut note.reason, &mut note.because.sentence, &mut note.because.ends] {
+                clean(text);
+            }
+        }
+        self
     }
 }
 
@@ -143,7 +197,7 @@ pub fn collect(store: &dyn LockStore) -> Result<(BTreeMap<NodeName, Report>, Vec
         let node = NodeName::new(node);
         match serde_json::from_slice::<Report>(&entry.value) {
             // The key says whose it is, whatever the value claims.
-            Ok(report) => drop(reports.insert(node.clone(), Report { node, ..report })),
+            Ok(report) => drop(reports.insert(node.clone(), Report { node, ..report }.harmless())),
             Err(_) => unreadable.push(node),
         }
     }

@@ -14,14 +14,15 @@ use crate::ledger::{Ledger, LedgerError};
 use crate::lock::quorum::Because;
 use crate::lock::session::{Record, RecordPhase, Session};
 use crate::name::UnitName;
+use crate::plan::RanWith;
 use crate::probe::Health;
 use crate::reason;
 use crate::settings::Settings;
 
-/// Since when, in awake time, each unit has been healthy without a break.
+/// Since when, in awake time, each unit has been healthy without a break, and in which run of itself.
 #[derive(Default)]
 pub struct Vigil {
-    healthy_since: BTreeMap<UnitName, Duration>,
+    healthy_since: BTreeMap<UnitName, (Duration, String)>,
 }
 
 /// What is still settling on this node, and what did not.
@@ -36,6 +37,15 @@ impl Settling {
     pub fn is_over(&self) -> bool {
         self.settling.is_none() && self.failed.is_none()
     }
+
+    fn waits(&mut self, because: Because, again: Duration) {
+        self.settling.get_or_insert(because);
+        self.soon(again);
+    }
+
+    fn soon(&mut self, again: Duration) {
+        self.again_in = Some(self.again_in.map_or(again, |before| before.min(again)));
+    }
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -46,8 +56,11 @@ pub enum SettleError {
     Ledger(#[from] LedgerError),
 }
 
-/// A member may take this many settle times (and its start limit) to become healthy for one of them.
+/// A member may take this many settle times (and its unit's time to start) to become healthy for one of them.
 const SETTLE_TIMES_MAX: u32 = 3;
+/// While something settles, and while something is waited for.
+const SOON: Duration = Duration::from_secs(1);
+const LATER: Duration = Duration::from_secs(10);
 
 impl Vigil {
     /// How soon after a start the first look is worth it.
@@ -62,92 +75,109 @@ impl Vigil {
         ledger: &mut Ledger,
         settings: &Settings,
     ) -> Result<Settling, SettleError> {
+        session.sweep();
         let mut result = Settling::default();
-        let record = session.record();
+        let settles = |record: &Record| matches!(record.phase, RecordPhase::Settling | RecordPhase::Failed);
+        let mut record = session.record();
+        let groups: Vec<&Group> = spec.groups.to_vec();
+        if record.as_ref().is_some_and(|record| settles(record) && !record.holds.is_empty() && !covers(record, &groups))
+        {
+            // Nobody says any more what healthy would mean for it: it protects nothing.
+            if let Some(because) = session.settled()? {
+                result.waits(because, LATER);
+            }
+            record = session.record();
+        }
+        // Awake time of an earlier boot says nothing in this one.
+        if let Some(started) = record.as_mut().filter(|record| record.acted_boot != session.boot_id) {
+            if started.phase == RecordPhase::Settling {
+                session.started_anew()?;
+            }
+            started.acted_ms = u64::try_from(session.clock.awake().as_millis()).unwrap_or(u64::MAX);
+        }
         let known = ledger.known()?;
-        let mut units: Vec<&UnitName> = spec.groups.iter().map(|group| &group.unit).collect();
+        let mut units: Vec<&UnitName> = groups.iter().map(|group| &group.unit).collect();
         units.sort();
         units.dedup();
         for unit in units {
             let Some(ran) = known.units.get(unit) else { continue };
-            let groups: Vec<&Group> = spec.groups.iter().filter(|group| group.unit == *unit).copied().collect();
+            let groups: Vec<&Group> = groups.iter().filter(|group| group.unit == *unit).copied().collect();
             let record = record.as_ref().filter(|record| covers(record, &groups));
-            let under_hold = record.is_some_and(|record| record.phase != RecordPhase::Acting);
-            if ran.settled && !under_hold || record.is_some_and(|record| record.phase == RecordPhase::Acting) {
+            // Between arming and the start it is `apply` that goes on.
+            if record.map_or(ran.settled, |record| !settles(record)) {
                 continue;
             }
             let settle = settle_of(&groups, settings);
             let now = session.clock.awake();
-            let running = observed.units.get(unit).is_some_and(|state| state.is_running());
-            match (running, sickness(session, &groups)) {
-                (true, None) => {
-                    let since = *self.healthy_since.entry(unit.clone()).or_insert(now);
-                    let healthy = now.saturating_sub(since);
-                    if healthy >= settle {
-                        self.healthy_since.remove(unit);
-                        let mut ran = ran.clone();
-                        ran.settled = true;
-                        ledger.ran(&[(unit.clone(), ran)])?;
-                        if under_hold {
-                            session.release()?;
-                            tracing::info!(%unit, "settled, hold released");
-                        }
-                        continue;
-                    }
+            let state = observed.units.get(unit).filter(|state| state.is_running());
+            let sick = match state {
+                None => Some(format!("{unit} does not run")),
+                Some(_) => sickness(session, &groups),
+            };
+            let Some(why) = sick else {
+                let run = state.map(|state| state.invocation.clone()).unwrap_or_default();
+                let since = self.healthy_since.entry(unit.clone()).or_insert_with(|| (now, run.clone()));
+                // It was started again in between: that is a break, even if nobody saw it down.
+                if since.1 != run {
+                    *since = (now, run);
+                }
+                let healthy = now.saturating_sub(since.0);
+                if healthy < settle {
                     let sentence =
                         format!("settling {unit}, {} of {} s", healthy.as_secs(), settle.as_secs_f64().ceil());
-                    result.settling.get_or_insert(Because::new(reason::SETTLING, None, sentence));
-                    result.soon((settle - healthy).min(Duration::from_secs(1)));
+                    result.waits(Because::new(reason::SETTLING, None, sentence), (settle - healthy).min(SOON));
+                    continue;
                 }
-                (running, sick) => {
-                    self.healthy_since.remove(unit);
-                    let why = sick.unwrap_or_else(|| format!("{unit} does not run"));
-                    let Some(record) = record.filter(|_| under_hold) else {
-                        // Without a hold it stopped nobody: it starts and heals as it can.
-                        let sentence = format!("{unit} is not healthy yet: {why}");
-                        result.settling.get_or_insert(Because::new(reason::SETTLING, None, sentence));
-                        result.soon(Duration::from_secs(1));
+                ledger.ran(&[(unit.clone(), RanWith { settled: true, ..ran.clone() })])?;
+                if let Some(record) = record {
+                    // Before the others see the hold go.
+                    ledger.prove(record.holds.iter().map(|(hold, _)| &hold.group), record.seq)?;
+                    if let Some(because) = session.settled()? {
+                        result.waits(because, LATER);
                         continue;
-                    };
-                    let _ = running;
-                    let started = Duration::from_millis(record.acted_ms);
-                    let limit = settle * SETTLE_TIMES_MAX + Duration::from_secs(start_limit(record, &groups));
-                    let over = record.phase == RecordPhase::Failed || now.saturating_sub(started) > limit;
-                    let sentence = format!("{unit} after taking {}: {why}", record.commit.short());
-                    if over {
-                        session.failed(&sentence)?;
-                        result.failed.get_or_insert(Because::new(reason::GATE_FAILED, None, sentence));
-                        result.soon(Duration::from_secs(10));
-                    } else {
-                        result.settling.get_or_insert(Because::new(reason::SETTLING, None, sentence));
-                        result.soon(Duration::from_secs(1));
                     }
+                    tracing::info!(%unit, "settled, hold released");
                 }
+                self.healthy_since.remove(unit);
+                continue;
+            };
+            self.healthy_since.remove(unit);
+            let Some(record) = record else {
+                // Without a hold it stopped nobody: it starts and heals as it can.
+                let sentence = format!("{unit} is not healthy yet: {why}");
+                result.waits(Because::new(reason::SETTLING, None, sentence), SOON);
+                continue;
+            };
+            let limit = settle * SETTLE_TIMES_MAX + Duration::from_secs(record.start_secs_max);
+            let late = now.saturating_sub(Duration::from_millis(record.acted_ms)) > limit;
+            let sentence = match record.phase {
+                // What went wrong first says more than what its gate says since.
+                RecordPhase::Failed => record.why.clone(),
+                _ => format!("{unit} after taking {}: {why}", record.commit.short()),
+            };
+            if record.phase == RecordPhase::Failed || late {
+                session.sick(&sentence)?;
+                result.failed.get_or_insert(Because::new(reason::GATE_FAILED, None, sentence));
+                result.soon(LATER);
+            } else {
+                result.waits(Because::new(reason::SETTLING, None, sentence), SOON);
             }
         }
         Ok(result)
     }
 }
 
-impl Settling {
-    fn soon(&mut self, again: Duration) {
-        self.again_in = Some(self.again_in.map_or(again, |before| before.min(again)));
-    }
-}
-
 fn covers(record: &Record, groups: &[&Group]) -> bool {
-    record.holds.iter().any(|(hold, _)| groups.iter().any(|group| group.id == hold.group))
+    record
+        .holds
+        .iter()
+        .any(|(hold, _)| groups.iter().any(|group| group.id == hold.group || group.aliases.contains(&hold.group)))
 }
 
 fn settle_of(groups: &[&Group], settings: &Settings) -> Duration {
     let said = groups.iter().map(|group| group.settle_secs).max().unwrap_or(0);
     let overlaid = settings.sandbox.as_ref().and_then(|sandbox| sandbox.settle_secs);
     Duration::from_secs(overlaid.unwrap_or(said))
-}
-
-/// Beyond this the unit's own start limit has long ended.
-fn start_limit(_record: &Record, groups: &[&Group]) -> u64 {
-    groups.iter().map(|group| group.settle_secs.min(30)).max().unwrap_or(30)
 }
 
 /// Why the member is not healthy; `None`: every gate says that it is.

@@ -296,3 +296,15 @@ fn output_is_limited() {
         ("render-limit", "it renders to more than 16 MiB for kafka01")
     );
 }
+
+/// What an expression makes of a path is judged like a path that is written out.
+#[test]
+fn no_expression_leads_to_what_the_node_believes_in() {
+    let paths = ["/etc/{{ 'converger/trust.toml' }}", "/var/lib/{{ 'converger' }}/accepted.a", "/{{ 'proc' }}/x"];
+    for path in paths {
+        let role = format!("format = 1\n[[file]]\npath = \"{path}\"\ntemplate = \"x\"\n");
+        let files = Files::new().with("roles/base/role.toml", role).with("roles/base/x", "x\n");
+        let problems = lint_fleet(&files.fleet());
+        assert!(problems.iter().any(|problem| problem.rule == "protected-path"), "{path}: {problems:?}");
+    }
+}

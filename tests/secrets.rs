@@ -137,8 +137,8 @@ fn another_key_is_told_what_to_do() {
     assert_eq!(
         opened(&fleet, &other.load()).unwrap_err(),
         format!(
-            "secret s cannot be opened by this node ({}): grant it to the node in secrets.toml and re-encrypt it with \
-             `converger secret rekey`",
+            "secret s cannot be opened by this node ({}): grant it to the node in secrets.toml and encrypt it \
+             again with `age`, to its recipient too",
             other.recipient
         )
     );
@@ -273,7 +273,7 @@ fn one_sealed_secret_leaves_the_rest_of_the_node() {
     let desired = renderer.node(&spec(&fleet, "kafka01"), &unsealed).ok().unwrap();
     let sealed: Vec<String> = desired.sealed.iter().map(|sealed| sealed.resource.to_string()).collect();
     assert_eq!(sealed, ["/etc/t", "/etc/s"]);
-    assert!(desired.sealed[0].reason.contains("converger secret rekey"));
+    assert!(desired.sealed[0].reason.contains("encrypt it again with `age`"));
     assert_eq!(desired.resources.len(), 2);
 }
 

@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::Failure;
-use crate::apply::chain;
 use crate::diagnostics::{self, Color, Style};
 use crate::disk;
 use crate::fleet::load::{self, Loaded};
@@ -15,19 +14,26 @@ use crate::fleet::tree::Tree;
 use crate::git::Workspace;
 use crate::lock::store::{self, LockStore};
 use crate::name::EnvironmentName;
-use crate::reason::{self, Exit};
+use crate::reason::{self, Exit, chain};
 use crate::settings::ClientSettings;
 
 #[derive(clap::Args, Clone)]
 pub struct Access {
-    /// Fleet repository: a directory. Default: the client settings', else the current directory's.
-    #[arg(long, global = true, value_name = "DIR")]
+    /// Fleet repository: a directory in its work tree. Default: `repo` of the client settings, else the current directory
+    #[arg(long, global = true, help_heading = "Which fleet", value_name = "DIR")]
     pub repo: Option<PathBuf>,
-    /// Environment. Default: `default_environment` of fleet.toml.
-    #[arg(long, global = true, value_name = "NAME")]
+    /// Environment. Default: the client settings', else `default_environment` of fleet.toml
+    #[arg(long, global = true, help_heading = "Which fleet", value_name = "NAME")]
     pub env: Option<String>,
-    /// Client settings. Default: ~/.config/converger/client.toml.
-    #[arg(long, global = true, value_name = "FILE", env = "CONVERGER_CLIENT")]
+    /// Client settings: your own access to the store. Default: ~/.config/converger/client.toml
+    #[arg(
+        long,
+        global = true,
+        help_heading = "Which fleet",
+        value_name = "FILE",
+        env = "CONVERGER_CLIENT",
+        hide_env_values = true
+    )]
     pub client: Option<PathBuf>,
 }
 

@@ -1,32 +1,38 @@
 //! `converger agent`: the daemon, or one run of it.
+//!
+//! Never: decides what a node does; it starts `agent` and says what it did.
 
 use std::path::PathBuf;
 
 use super::{Done, Failure, say};
 use crate::agent::Agent;
-use crate::apply::chain;
 use crate::pipeline::{Mode, PipelineError, Ran};
 use crate::plan::show::Paint;
-use crate::reason::Exit;
+use crate::reason::{self, Exit, chain};
+use crate::report::{Report, State};
 
-/// Converge this node: fetch, verify, render, apply; stay, or do it once.
+/// Converge this node: fetch, verify, render, apply; stay, or do it once
+///
+/// One agent runs on a node at a time. Without --once it stays, looks at its source at every poll, repairs drift at once, and
+/// logs to the journal; SIGHUP makes it look now, SIGTERM lets it finish the batch at hand.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Converge once (waiting for the own member to settle) and exit.
+    /// Converge once (waiting for the own member to settle) and exit
     #[arg(long)]
     once: bool,
-    /// Converge into this directory, without privileges and without systemd (units are only recorded).
+    /// Converge into this directory, without privileges and without systemd (units are only recorded)
     #[arg(long, value_name = "DIR")]
     root: Option<PathBuf>,
-    /// Show what would be done, and change nothing.
+    /// Show what would be done, and change nothing on the host (it does fetch)
     #[arg(long)]
     dry_run: bool,
+    /// Who this node is, where its store and trust root are
     #[arg(long, value_name = "FILE", default_value = "/etc/converger/agent.toml")]
     settings: PathBuf,
-    /// Print the report as JSON.
+    /// Print the report as JSON (with --once)
     #[arg(long)]
     json: bool,
-    /// More in the log; twice for everything.
+    /// More in the log; twice for everything
     #[arg(short, long, action = clap::ArgAction::Count)]
     verbose: u8,
 }
@@ -41,6 +47,9 @@ pub fn run(args: Args) -> Done {
     if args.dry_run {
         let ran = agent.run(Mode::DryRun(Paint::COLOUR)).map_err(failure)?;
         say(ran.plan.unwrap_or_default());
+        if !ran.report.reason.is_empty() && ran.report.reason != reason::DRY_RUN.id {
+            say(format!("{}: {}\n{}", ran.report.node, ran.report.reason, evidence(&ran.report)));
+        }
         return Ok(ran.report.exit());
     }
     if !args.once {
@@ -81,13 +90,34 @@ fn closing_line(ran: &Ran, nothing_done: bool, took: std::time::Duration) -> Str
         Exit::Done if nothing_done => format!("{node} converged at {commit}, nothing to do ({time})\n"),
         Exit::Done => format!("{node} converged at {commit} in {time}\n"),
         _ => {
-            let mut text = format!("{node} is not converged at {commit}: {}\n  {}\n", report.reason, report.sentence);
-            for note in report.notes.iter().filter(|note| note.because.sentence != report.sentence) {
-                text.push_str(&format!("  {}: {}: {}\n", note.batch, note.reason, note.because.sentence));
-            }
-            text
+            let what = match report.state {
+                State::Refused | State::Unreachable => "keeps",
+                _ => "is not converged at",
+            };
+            format!("{node} {what} {commit}: {}\n{}", report.reason, evidence(report))
         }
     }
+}
+
+/// What is wrong, part by part, and what to do about it.
+fn evidence(report: &Report) -> String {
+    let mut parts: Vec<(&str, &str, &str)> =
+        report.notes.iter().map(|note| (&*note.batch, &*note.reason, &*note.because.sentence)).collect();
+    if !parts.iter().any(|(_, _, sentence)| *sentence == report.sentence) {
+        parts.insert(0, ("", &report.reason, &report.sentence));
+    }
+    let mut text = String::new();
+    let mut helped: Vec<&str> = Vec::new();
+    for (batch, reason, sentence) in parts {
+        let what = if batch.is_empty() { String::new() } else { format!("{batch}: ") };
+        let which = if reason == report.reason { String::new() } else { format!("{reason}: ") };
+        text.push_str(&format!("  {what}{which}{}\n", sentence.trim_end().replace('\n', "\n  ")));
+        let Some(known) = reason::by_id(reason).filter(|_| !helped.contains(&reason)) else { continue };
+        helped.push(reason);
+        let mend = if sentence.contains(known.mend) { String::new() } else { format!("{} ", known.mend) };
+        text.push_str(&format!("  help: {mend}(converger explain {reason})\n"));
+    }
+    text
 }
 
 fn log_line(ran: &Ran) {
@@ -97,10 +127,16 @@ fn log_line(ran: &Ran) {
     let report = &ran.report;
     let commit = report.target.as_ref().map_or("", |at| at.commit.short());
     let state = format!("{:?}", report.state).to_lowercase();
-    if report.reason.is_empty() {
-        tracing::info!(node = %report.node, commit, state, "converged");
-    } else {
-        tracing::info!(node = %report.node, commit, state, reason = report.reason, "{}", report.sentence);
+    let node = &report.node;
+    match report.state {
+        State::Converged => tracing::info!(%node, commit, state, "converged"),
+        State::Applying | State::Waiting => {
+            tracing::info!(%node, commit, state, reason = report.reason, "{}", report.sentence);
+        }
+        _ => tracing::error!(%node, commit, state, reason = report.reason, "{}", report.sentence),
+    }
+    for note in report.notes.iter().filter(|note| note.because.sentence != report.sentence) {
+        tracing::warn!(%node, commit, batch = note.batch, reason = note.reason, "{}", note.because.sentence);
     }
 }
 

@@ -1,4 +1,6 @@
 //! `converger check`: every mistake in a fleet repository, before anybody merges it.
+//!
+//! Never: a key, a node or the store; it reads the repository and nothing else.
 
 use std::collections::BTreeSet;
 
@@ -8,20 +10,24 @@ use crate::clock::{Clock as _, SystemClock};
 use crate::diagnostics;
 use crate::fleet::load;
 use crate::fleet::problem::{Problem, Severity};
+use crate::plan::show::plural;
 use crate::reason::Exit;
 use crate::render::lint_fleet;
 
-/// Check the fleet repository: files, topology, roles, templates, secrets' coverage. Needs no key.
+/// Check the fleet repository: files, topology, roles, templates, who can read which secret
+///
+/// Reads the work tree as it is, uncommitted changes included, and needs no key. Every mistake is told at once, with its
+/// place and what to do. Ends with 0 if there is no error, with 3 if there is one; warnings alone are no failure.
 #[derive(clap::Args)]
 pub struct Args {
-    /// As JSON, for machines.
+    /// As JSON, for scripts
     #[arg(long)]
     json: bool,
-    /// Errors only; warnings are counted.
+    /// Show errors only; warnings are counted
     #[arg(short, long)]
     quiet: bool,
-    /// Fleet repository; the same as --repo.
-    #[arg(value_name = "REPO")]
+    /// Fleet repository; the same as --repo
+    #[arg(id = "folder", value_name = "REPO")]
     repo: Option<std::path::PathBuf>,
 }
 
@@ -36,11 +42,11 @@ pub fn run(args: Args, access: &Access) -> Done {
         Ok(loaded) => {
             let env = &loaded.fleet.environment;
             counts = format!(
-                " · {}: {} nodes, {} clusters, {} roles",
+                " · {}: {}, {}, {}",
                 env.name,
-                env.nodes.len(),
-                env.clusters.len(),
-                env.role_bodies.len()
+                plural(env.nodes.len(), "node"),
+                plural(env.clusters.len(), "cluster"),
+                plural(env.role_bodies.len(), "role"),
             );
             let mut problems = loaded.warnings;
             problems.extend(lint_fleet(&loaded.fleet));

@@ -1,4 +1,4 @@
-//! `converger completions`: completion scripts for shells.
+//! `converger completions`: completion scripts for shells. Never: a word that clap does not know.
 
 use clap::CommandFactory as _;
 use clap_complete::Shell;
@@ -6,11 +6,12 @@ use clap_complete::Shell;
 use super::{Cli, Done, say};
 use crate::reason::Exit;
 
-/// Print the completion script of a shell.
+/// Print the completion script of a shell
 ///
 /// For bash: `converger completions bash > /etc/bash_completion.d/converger`
 #[derive(clap::Args)]
 pub struct Args {
+    /// Which shell
     shell: Shell,
 }
 

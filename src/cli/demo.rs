@@ -11,28 +11,27 @@ use std::time::Duration;
 
 use super::process::{output, output_of_any, spawn};
 use super::{Done, Failure, say};
-use crate::apply::chain;
 use crate::clock::{Clock as _, SystemClock};
 use crate::disk;
 use crate::fleet::{Fleet, load};
 use crate::git::Workspace;
 use crate::name::{GroupId, NodeName};
 use crate::plan::show::Paint;
-use crate::reason::Exit;
+use crate::reason::{Exit, chain};
 use crate::template;
 use crate::wake::Wakes;
 
-/// Watch a merge roll through the 65-node production template on this machine, in about a minute.
+/// Watch a merge roll through the 65-node production template on this machine, in a minute or two
 ///
 /// Makes a signed fleet repository, starts one agent process per node (each in a directory of its own, with a local store in
 /// place of etcd), merges a change, repairs drift, refuses an unsigned commit and rolls back. Nothing outside the sandbox
 /// is touched; no privileges are needed.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Where the sandbox goes; an old sandbox there is replaced.
+    /// Where the sandbox goes; an old sandbox there is replaced
     #[arg(long, value_name = "DIR", default_value = "converger-demo")]
     dir: PathBuf,
-    /// Let the agents run on after the demo.
+    /// Let the agents run on after the demo
     #[arg(long)]
     keep_running: bool,
 }
@@ -342,7 +341,8 @@ impl Demo {
         let text = disk::read_bounded(&path, 1 << 20).map_err(failed)?.unwrap_or_default();
         let line = String::from_utf8_lossy(&text);
         let line = line.lines().find(|line| line.starts_with("replica.fetch.max.bytes")).unwrap_or_default();
-        say(format!("kafka01 has {line} again\n{}", self.shown("converger", &["status"])?));
+        say(format!("kafka01 has {line} again\n"));
+        say(self.shown("converger", &["status"])?);
         Ok(())
     }
 

@@ -1,14 +1,16 @@
 //! `converger explain`: what a reason or a rule means and what to do about it.
+//!
+//! Never: a text of its own; reasons and rules bring theirs.
 
 use super::{Done, Failure, say};
 use crate::fleet::rule;
 use crate::plan::show::Paint;
 use crate::reason::{self, Exit};
 
-/// Explain a reason (`held-by-peer`, `unsigned`, …); without one, list them all.
+/// Explain a reason or a rule: what it means and what to do; without one, list them all
 #[derive(clap::Args)]
 pub struct Args {
-    /// The id, as it stands in a message, in JSON or in metrics.
+    /// The id, as it stands in a message, in a report or in JSON: held-by-peer, unsigned, unknown-cluster, …
     id: Option<String>,
 }
 
@@ -23,21 +25,24 @@ pub fn run(args: Args) -> Done {
         }
         return Ok(Exit::Done);
     };
-    if let Some(reason) = reason::by_id(&id) {
+    let (reason, rule) = (reason::by_id(&id), rule::by_id(&id));
+    if let Some(reason) = reason {
         say(format!(
             "{bold}{id}{off} (exit code {})\n{}\n\n{dim}What to do:{off} {}\n",
             reason.exit.code(),
             reason.sentence,
             reason.mend
         ));
-        return Ok(Exit::Done);
     }
-    if let Some(rule) = rule::by_id(&id) {
+    // One word may be both: unknown-key is of a signature, and of a file.
+    if let Some(rule) = rule {
         say(format!(
             "{bold}{id}{off} (a rule of `converger check`)\n{}\n\n{dim}What to do:{off} {}\n",
             rule.sentence, rule.mend
         ));
-        return Ok(Exit::Done);
     }
-    Err(Failure::usage(format!("no reason or rule is called {id}; `converger explain` lists them all")))
+    if reason.is_none() && rule.is_none() {
+        return Err(Failure::usage(format!("no reason or rule is called {id}; `converger explain` lists them all")));
+    }
+    Ok(Exit::Done)
 }

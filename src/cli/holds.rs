@@ -1,19 +1,20 @@
 //! `converger holds`: who holds which group, and freeing the hold of a machine that is off for good.
+//!
+//! Never: frees the hold of a node that nobody declared dead.
 
 use clap::Subcommand;
 
 use super::access::Access;
 use super::{Done, Failure, say, say_json};
-use crate::apply::chain;
 use crate::clock::{Clock as _, SystemClock};
 use crate::lock::protocol;
 use crate::lock::quorum::Hold;
-use crate::lock::store::{Outcome, Transaction, Write};
+use crate::lock::store::{Outcome, Write};
 use crate::name::{GroupId, NodeName};
 use crate::plan::show::{about, table};
-use crate::reason::{self, Exit};
+use crate::reason::{self, Exit, chain};
 
-/// List or release restart holds.
+/// List restart holds, or release those of a machine that is off for good
 #[derive(clap::Args)]
 pub struct Args {
     #[command(subcommand)]
@@ -22,19 +23,21 @@ pub struct Args {
 
 #[derive(Subcommand)]
 enum What {
-    /// Who holds which group, since when, and in which phase.
+    /// Who holds which group, since when, and in which phase
     List {
+        /// As JSON, for scripts
         #[arg(long)]
         json: bool,
     },
-    /// Free the holds of a machine that is off for good.
+    /// Free the holds of a machine that is off for good
     ///
     /// Only state that a node is dead when its machine is off: the safety of the next restart rests on it. The node may not
-    /// disrupt anything afterwards until it is admitted again.
+    /// disrupt anything afterwards, until its key below `dead/` in the store is deleted.
     Release {
+        /// The node whose machine is off
         #[arg(long, value_name = "NODE")]
         dead: String,
-        /// Goes into the audit log.
+        /// Why, for those who read it later: it goes into the audit keys
         #[arg(long)]
         reason: String,
     },
@@ -78,6 +81,13 @@ pub fn run(args: Args, access: &Access) -> Done {
         }
         What::Release { dead, reason } => {
             let node = NodeName::new(dead);
+            let holds = snapshot.entries.iter().any(|entry| entry.key.ends_with(&format!("/{node}")));
+            if fleet.environment.node(&node).is_none() && !holds {
+                let environment = &fleet.environment.name;
+                return Err(Failure::usage(format!(
+                    "{node} is not a node of environment {environment} and holds nothing"
+                )));
+            }
             let statement = serde_json::json!({
                 "node": node, "reason": reason, "at": SystemClock.now(), "by": nix::unistd::getuid().as_raw(),
             });
@@ -93,13 +103,10 @@ pub fn run(args: Args, access: &Access) -> Done {
                     ));
                     Ok(Exit::Done)
                 }
-                Outcome::Refused => {
-                    let _ = Transaction::default();
-                    Err(Failure::of(
-                        reason::LOST_RACE,
-                        "the holds changed meanwhile; look again with `converger holds list`",
-                    ))
-                }
+                Outcome::Refused => Err(Failure::of(
+                    reason::LOST_RACE,
+                    "the holds changed meanwhile; look again with `converger holds list`",
+                )),
             }
         }
     }

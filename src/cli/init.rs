@@ -1,32 +1,33 @@
 //! `converger init`: a new fleet repository with a signed first commit.
+//!
+//! Never: writes into a folder that has something in it; never: makes a key.
 
 use std::path::{Path, PathBuf};
 
 use super::access::problems_failure;
 use super::process::output;
 use super::{Done, Failure, say};
-use crate::apply::chain;
 use crate::disk;
 use crate::fleet::load;
 use crate::git::Workspace;
 use crate::plan::show::Paint;
-use crate::reason::Exit;
+use crate::reason::{Exit, chain};
 use crate::template;
 
-/// Make a fleet repository from the template, with you as its first root key, and sign the first commit.
+/// Make a fleet repository from the template, with you as its first root key, and sign the first commit
 ///
 /// The commit that this prints is the introduction: it goes into every node's trust.toml, outside the repository.
 #[derive(clap::Args)]
 pub struct Args {
-    /// A folder that does not exist yet, or is empty.
+    /// A folder that does not exist yet, or is empty
     dir: PathBuf,
-    /// Your SSH signing key (the private one, or its .pub when an agent or a security key holds it).
+    /// Your SSH signing key (the private one, or its .pub when an agent or a security key holds it)
     #[arg(long, value_name = "FILE")]
     key: PathBuf,
-    /// Who you are in trust/allowed_signers.
+    /// Who you are in trust/allowed_signers
     #[arg(long, value_name = "EMAIL", default_value = "founder@example.org")]
     principal: String,
-    /// Fleet id.
+    /// Fleet id. Default: the template's
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
 }
@@ -65,6 +66,15 @@ fn make(args: &Args) -> Result<Made, Failure> {
     let dir = &args.dir;
     if dir.read_dir().is_ok_and(|mut entries| entries.next().is_some()) {
         return Err(Failure::usage(format!("{} is not empty; name a new folder", dir.display())));
+    }
+    if args.principal.is_empty()
+        || args.principal.contains(|c: char| c.is_whitespace() || c.is_control() || "\"'\\,#*?!".contains(c))
+    {
+        return Err(Failure::usage(format!("{:?} is no principal; take an e-mail address", args.principal)));
+    }
+    let plain = |name: &String| name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-');
+    if let Some(name) = args.name.as_ref().filter(|name| name.is_empty() || !plain(name)) {
+        return Err(Failure::usage(format!("{name:?} is no fleet id; take lowercase letters, digits and dashes")));
     }
     let public = public_key(&args.key)?;
     disk::create_dirs(dir).map_err(failed)?;

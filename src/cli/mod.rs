@@ -25,7 +25,21 @@ use clap::{Parser, Subcommand};
 
 use crate::reason::{Exit, Reason};
 
-/// GitOps pull-based configuration converger for fleets of VMs.
+/// Below the help of `converger`; every command ends with one of them.
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  done, or converged
+  1  internal: a bug of converger
+  2  usage, or local settings
+  3  the repository has problems
+  4  trust refused
+  5  the host is not (wholly) converged
+  6  waiting: a hold, a gate, a freeze
+  7  source or store unreachable
+  8  a secret cannot be opened
+When several apply: the first of 1, 2, 3, 4, 8, 5, 7, 6, 0. `converger explain` lists the reasons behind them.";
+
+/// Keep a fleet of VMs as a signed Git branch says, and restart its services without losing a quorum
 ///
 /// Every VM runs one agent: it pulls a signed Git repository, renders its own roles, applies them idempotently, and restarts
 /// clustered services one member at a time under quorum-aware holds. Engineers merge pull requests; rollback is `git revert`.
@@ -34,8 +48,7 @@ use crate::reason::{Exit, Reason};
     name = "converger",
     version,
     max_term_width = 100,
-    after_help = "Exit codes: 0 done or converged · 1 internal · 2 usage or \
-    local settings · 3 repository has problems · 4 trust refused · 5 host not converged · 6 waiting · 7 unreachable · 8 secrets"
+    after_help = EXIT_CODES
 )]
 pub struct Cli {
     #[command(subcommand)]
@@ -85,7 +98,11 @@ impl Failure {
 
     /// A reason with its object, and what to do.
     pub fn of(reason: Reason, what: impl fmt::Display) -> Self {
-        Self::new(reason.exit, format!("error[{reason}]: {what}\n  help: {} (converger explain {reason})", reason.mend))
+        let what = what.to_string();
+        // A refusal says what to do by itself.
+        let mend = if what.contains(reason.mend) { String::new() } else { format!("{} ", reason.mend) };
+        let what = what.trim_end();
+        Self::new(reason.exit, format!("error[{reason}]: {what}\n  help: {mend}(converger explain {reason})"))
     }
 }
 

@@ -1,11 +1,10 @@
-//! `converger plan`: what a merge will do, before the merge.
+//! `converger plan`: what a merge will do, before the merge. Never: opens a secret, or changes anything anywhere.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::access::{Access, problems_failure};
 use super::{Done, Failure, say};
-use crate::apply::chain;
 use crate::fleet::Fleet;
 use crate::fleet::select::select;
 use crate::fleet::tree::Tree;
@@ -13,21 +12,21 @@ use crate::git::Workspace;
 use crate::name::NodeName;
 use crate::plan::fleetwide::{self, Live, Side};
 use crate::plan::show::{self, Paint};
-use crate::reason::Exit;
+use crate::reason::{Exit, chain};
 use crate::render::Renderer;
 use crate::report::{self, Report};
 use crate::secrets::Unsealed;
 
-/// Show which files change on which nodes, and which restarts follow, in which order.
+/// Show which files change on which nodes, and which restarts follow, in which order
 ///
 /// Compares two commits (`main..feature`), or HEAD with the work tree as it is. Needs no key: secrets are masked, and a
 /// changed one is told by its version. Who leads now is read from the fleet's reports where they can be reached.
 #[derive(clap::Args)]
 pub struct Args {
-    /// BASE..HEAD; one revision alone is compared with the work tree. Default: HEAD.
+    /// Two commits to compare; one revision alone is compared with the work tree
     #[arg(value_name = "BASE..HEAD", default_value = "HEAD")]
     range: String,
-    /// Only this node.
+    /// Only this node
     #[arg(long, value_name = "NAME")]
     node: Option<String>,
 }

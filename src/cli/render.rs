@@ -1,4 +1,6 @@
 //! `converger render`: what files a node gets, masked, into a directory.
+//!
+//! Never: writes a secret's value, unless an identity is named.
 
 use std::path::{Path, PathBuf};
 
@@ -6,31 +8,31 @@ use serde_json::json;
 
 use super::access::{Access, problems_failure};
 use super::{Done, Failure, say};
-use crate::apply::chain;
 use crate::disk;
 use crate::fleet::select::{NodeSpec, select};
 use crate::name::NodeName;
-use crate::reason::Exit;
+use crate::reason::{Exit, chain};
 use crate::render::{Desired, Renderer};
 use crate::resource::{Placed, Resource};
 use crate::secrets::identities::Identities;
 use crate::secrets::{Unsealed, unseal};
 
-/// Render the files and resources of nodes into a directory.
+/// Render the files and resources of nodes into a directory
 ///
-/// Writes OUT/<node>/<absolute path> for each file and OUT/<node>.json with every resource. Secrets are masked as
+/// Writes `OUT/NODE/` plus the absolute path for each file, and `OUT/NODE.json` with every resource. Secrets are masked as
 /// «secret:name» unless an identity is given.
 #[derive(clap::Args)]
 pub struct Args {
-    /// One node; repeat for several.
+    /// One node; repeat for several
     #[arg(long, value_name = "NAME", required_unless_present = "all")]
     node: Vec<String>,
-    /// Every node of the environment.
+    /// Every node of the environment
     #[arg(long, conflicts_with = "node")]
     all: bool,
+    /// Where to write
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// A private key that opens the node's secrets: values instead of masks. Handle the output like the key.
+    /// A private key that opens the node's secrets: values instead of masks. Handle the output like the key
     #[arg(long, value_name = "FILE")]
     identity: Vec<PathBuf>,
 }

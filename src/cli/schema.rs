@@ -1,12 +1,15 @@
 //! `converger schema`: JSON Schemas of the files people write.
+//!
+//! Never: a schema that is not made from the types that read the files.
 
 use super::{Done, Failure, say};
 use crate::fleet::schemas::schemas;
 use crate::reason::Exit;
 
-/// Print the JSON Schema of a file kind (fleet, topology, role, …); without one, list the kinds.
+/// Print the JSON Schema of a file that people write; without a kind, list the kinds
 #[derive(clap::Args)]
 pub struct Args {
+    /// fleet, topology, role, …
     kind: Option<String>,
 }
 

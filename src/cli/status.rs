@@ -1,4 +1,4 @@
-//! `converger status`: where the fleet is; exceptions first.
+//! `converger status`: where the fleet is; exceptions first. Never: counts a silent node as fine.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -7,32 +7,35 @@ use jiff::Timestamp;
 
 use super::access::Access;
 use super::{Done, Failure, say, say_json};
-use crate::apply::chain;
 use crate::clock::{Clock as _, SystemClock};
 use crate::fleet::Fleet;
 use crate::lock::protocol;
 use crate::lock::store::LockStore;
 use crate::name::NodeName;
 use crate::plan::show::{Paint, about, table};
-use crate::reason::{self, Exit};
+use crate::reason::{self, Exit, chain};
 use crate::report::{self, At, Report, State};
 use crate::wake::{Wake, Wakes};
 
-/// Show which commit each node runs, what it is waiting for, and why.
+/// Show which commit each node runs, what it is waiting for, and why
+///
+/// Exceptions first; what is fine is counted. Read from the nodes' reports in the store. A node without a sign of life is
+/// `silent`, never fine.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Also list the nodes that are fine.
+    /// Also list the nodes that are fine
     #[arg(long)]
     all: bool,
+    /// Reports as JSON, for scripts
     #[arg(long)]
     json: bool,
-    /// Keep showing until interrupted.
+    /// Keep showing until interrupted
     #[arg(long)]
     watch: bool,
-    /// Wait until every node has applied this commit (or a later one).
+    /// Wait until every node has applied this commit (or a later one)
     #[arg(long, value_name = "COMMIT")]
     wait: Option<String>,
-    /// How long --wait waits.
+    /// How long --wait waits, in seconds
     #[arg(long, value_name = "N", default_value_t = 3600)]
     timeout_secs: u64,
 }
@@ -100,11 +103,10 @@ impl<'a> Picture<'a> {
     }
 
     fn everybody_has(&self, commit: &str) -> bool {
-        let known = |at: &&At| at.commit.as_str().starts_with(commit);
-        let applied = |report: &'a Report| report.applied.as_ref();
-        let mut seen = self.reports.values().flat_map(|report| report.applied.iter().chain(&report.target));
-        let Some(seq) = seen.find(known).map(|at| at.seq) else { return false };
-        let _ = applied;
+        // A peer may say what it likes of a commit's place: the highest is what it takes to have it.
+        let said = self.reports.values().flat_map(|report| report.applied.iter().chain(&report.target));
+        let seq = said.filter(|at| at.commit.as_str().starts_with(commit)).map(|at| at.seq).max();
+        let Some(seq) = seq else { return false };
         self.fleet.environment.nodes.iter().all(|node| {
             let applied = self.reports.get(&node.name).and_then(|report| report.applied.as_ref());
             applied.is_some_and(|at| at.seq >= seq)
@@ -153,12 +155,13 @@ impl<'a> Picture<'a> {
             let applied = report.and_then(|report| report.applied.as_ref());
             applied.map(|at| at.seq) == target.map(|at| at.seq) && target.is_some()
         };
-        let done = environment.nodes.iter().filter(|node| at(self.reports.get(&node.name))).count();
+        let has = |name: &NodeName| self.state(name).0 != "silent" && at(self.reports.get(name));
+        let done = environment.nodes.iter().filter(|node| has(&node.name)).count();
         let mut out = match target {
             Some(at) => format!("{bold}{}{off}  {} {}\n", environment.name, at.commit.short(), at.subject),
             None => format!("{bold}{}{off}  no node has reported yet\n", environment.name),
         };
-        let drift: u64 = self.reports.values().map(|report| report.drift_repaired).sum();
+        let drift = self.reports.values().fold(0_u64, |sum, report| sum.saturating_add(report.drift_repaired));
         let mut parts = vec![format!("{green}{} converged{off}", count("converged"))];
         for (state, colour) in [
             ("applying", yellow),
@@ -223,7 +226,12 @@ impl<'a> Picture<'a> {
             ]);
         }
         if fine.0 > 0 {
-            let name = if rows.is_empty() { format!("all {} clusters", fine.0) } else { format!("{} others", fine.0) };
+            let name = match (rows.is_empty(), fine.0) {
+                (true, 1) => "the only cluster".to_owned(),
+                (true, n) => format!("all {n} clusters"),
+                (false, 1) => "1 other".to_owned(),
+                (false, n) => format!("{n} others"),
+            };
             rows.push([name, fine.1.to_string(), fine.1.to_string(), "converged".to_owned()]);
         }
         table(&["cluster", "nodes", "at target", "state"].map(str::to_owned), &rows, "")

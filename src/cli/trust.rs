@@ -1,4 +1,6 @@
 //! `converger trust`: mending a branch that has a commit which no node accepts.
+//!
+//! Never: rewrites history; it adds commits.
 
 use clap::Subcommand;
 
@@ -7,7 +9,7 @@ use super::process::output;
 use super::{Done, Failure, say};
 use crate::reason::Exit;
 
-/// Look after the signed history.
+/// Mend a branch that has a commit which no node accepts
 #[derive(clap::Args)]
 pub struct Args {
     #[command(subcommand)]
@@ -16,18 +18,19 @@ pub struct Args {
 
 #[derive(Subcommand)]
 enum What {
-    /// Put a refused commit onto the second parent's side of a signed merge that keeps the last good content.
+    /// Leave refused commits out, by a signed merge that keeps the last good content
     ///
-    /// A revert cannot do that: the refused commit would stay on the branch. No force-push is needed. What the refused
-    /// commits changed is left out; bring it back as signed commits (`git cherry-pick -S`).
+    /// The refused commits go to the second parent's side of the merge. A revert cannot do that: they would stay on the
+    /// branch. No force-push is needed. Bring back what they changed as signed commits (`git cherry-pick -S`). The merge is
+    /// made here, in the work tree, which must be clean; pushing it is left to you.
     Mend {
-        /// The last commit that nodes accept.
+        /// The last commit that nodes accept; `converger why NODE` names it
         #[arg(long, value_name = "COMMIT")]
         good: String,
-        /// The refused tip.
+        /// The refused tip
         #[arg(long, value_name = "COMMIT", default_value = "HEAD")]
         bad: String,
-        /// The branch that is mended.
+        /// The branch that is mended
         #[arg(long, value_name = "NAME", default_value = "main")]
         branch: String,
     },

@@ -1,20 +1,26 @@
 //! `converger why NODE`: why a node is where it is, and what would end it.
+//!
+//! Never: guesses; it says what the node reported and what the store has.
 
 use super::access::Access;
 use super::{Done, Failure, say, say_json};
-use crate::apply::chain;
 use crate::clock::{Clock as _, SystemClock};
 use crate::lock::protocol;
 use crate::name::NodeName;
 use crate::plan::show::{Paint, about};
-use crate::reason::{self, Exit};
+use crate::reason::{self, Exit, chain};
 use crate::report::{self, State};
 
-/// Explain one node: what it waits for, refuses or failed at, since when, and what would end it.
+/// Explain one node: what it waits for, refuses or failed at, since when, and what would end it
+///
+/// Reads the node's last report and the holds of its groups from the store. Ends with the exit code of the node's own reason,
+/// 0 if it is converged.
 #[derive(clap::Args)]
 pub struct Args {
+    /// A node of the topology
     #[arg(value_name = "NODE")]
     node: String,
+    /// The report as JSON, for scripts
     #[arg(long)]
     json: bool,
 }
@@ -43,12 +49,15 @@ pub fn run(args: Args, access: &Access) -> Done {
     let (applied, target) = (commit(&report.applied), commit(&report.target));
     let mut out = match report.state {
         State::Converged => format!("{bold}{node}{off} is converged at {applied}\n"),
+        _ if report.applied.is_none() => {
+            format!("{bold}{node}{off} has applied nothing yet: {red}{}{off}\n", report.reason)
+        }
         _ if applied == target => format!("{bold}{node}{off} is at {applied}: {red}{}{off}\n", report.reason),
         _ => format!("{bold}{node}{off} is at {applied}, not at {target}: {red}{}{off}\n", report.reason),
     };
     if !report.sentence.is_empty() {
         let secs = now.duration_since(report.since).as_secs().max(0).unsigned_abs();
-        out.push_str(&format!("\n{}\n{dim}for {}{off}\n", report.sentence, about(secs)));
+        out.push_str(&format!("\n{}\n{dim}for {}{off}\n", report.sentence.trim_end(), about(secs)));
     }
     let snapshot = store.read(&["hold/", "n/"]).map_err(unreachable)?;
     for group in fleet.environment.groups_of(&node) {
@@ -68,6 +77,7 @@ pub fn run(args: Args, access: &Access) -> Done {
     }
     if report.notes.is_empty()
         && let Some(reason) = report.reason()
+        && !report.sentence.contains(reason.mend)
     {
         out.push_str(&format!("{}\n", reason.mend));
     }

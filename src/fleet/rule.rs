@@ -64,7 +64,7 @@ rules! {
         "Treat the key as known to others and replace it; keep its successor in secrets/NAME.age.";
     NOT_ENCRYPTED = "not-encrypted",
         "A file that ends in .age is not an age file.",
-        "Treat the value as known to others and replace it; encrypt with `converger secret encrypt`.";
+        "Treat the value as known to others and replace it; encrypt it with `age`.";
     // names
     BAD_NAME = "bad-name",
         "A name has other characters than lowercase letters, digits and dashes, or is reserved.",
@@ -93,7 +93,7 @@ rules! {
     // topology
     NO_NODES = "no-nodes",
         "The topology has no node.",
-        "Add one: `converger node add`.";
+        "Add one to topology.toml.";
     NODE_WITHOUT_CLUSTER = "node-without-cluster",
         "A node is in no cluster.",
         "Put it into a cluster, or take it out of the topology.";
@@ -186,7 +186,7 @@ rules! {
         "Correct the name, or add the component.";
     VERSION_WITHOUT_DIGEST = "version-without-digest",
         "An artifact is used whose version has no sha256 or no urls.",
-        "Add them: `converger bump COMPONENT VERSION`.";
+        "Add them to versions.toml.";
     BAD_DIGEST = "bad-digest",
         "A digest is not a SHA-256 in hex.",
         "Write 64 lowercase hex digits.";
@@ -205,31 +205,31 @@ rules! {
     // secrets
     UNKNOWN_SECRET = "unknown-secret",
         "A secret is named that secrets.toml does not have.",
-        "Correct the name, or make it: `converger secret encrypt NAME`.";
+        "Correct the name, or make it: encrypt it with `age` and add its entry.";
     SECRET_NOT_GRANTED = "secret-not-granted",
         "A node needs a secret that is not granted to it.",
-        "Widen `grant` in secrets.toml, then `converger secret rekey NAME`.";
+        "Widen `grant` in secrets.toml, then encrypt it anew to the larger set.";
     SECRET_MISSING_FILE = "secret-missing-file",
         "A secret of secrets.toml has no .age file.",
-        "Make it: `converger secret encrypt NAME`; or take the entry out.";
+        "Make it with `age`; or take the entry out.";
     SECRET_NOT_LISTED = "secret-not-listed",
         "An .age file has no entry in secrets.toml: no node can use it.",
         "Add the entry, or remove the file.";
     SECRET_DIGEST = "secret-digest",
         "An .age file is not the one that secrets.toml vouches for.",
-        "Find out who changed it; `converger secret edit` and `rotate` keep both in step.";
+        "Find out who changed it; if it was meant, put its new `sha256` into secrets.toml.";
     SECRET_RECIPIENTS = "secret-recipients",
         "A secret is encrypted to others than those who are granted it now.",
-        "Encrypt it anew: `converger secret rekey NAME`.";
+        "Encrypt it anew to the nodes that are granted it and the operators.";
     NODE_WITHOUT_RECIPIENT = "node-without-recipient",
         "A node is granted a secret but has no key to read it with.",
-        "Put the line that `converger enroll` prints on the node into topology.toml.";
+        "Make a key on the node (`age-keygen`) and put its public half into topology.toml as `recipient`.";
     BAD_RECIPIENT = "bad-recipient",
         "A recipient is neither an age nor an SSH public key.",
         "Write age1…, ssh-ed25519 … or ssh-rsa ….";
     DUPLICATE_RECIPIENT = "duplicate-recipient",
         "Two nodes have the same key: each can read what is meant for the other.",
-        "Let every node make its own: `converger enroll`.";
+        "Let every node make its own with `age-keygen`.";
     SAMPLE_RECIPIENT = "sample-recipient",
         "A recipient belongs to a throw-away sample whose private key everybody has.",
         "Replace it by the node's or operator's own key before anything real is encrypted to it.";

@@ -28,9 +28,10 @@ pub struct FleetFile {
     pub name: String,
     /// The environment that commands use when none is named.
     pub default_environment: EnvironmentName,
-    /// Trust policy; must agree with the nodes' trust roots, which decide.
+    /// Trust policy; must agree with the nodes' trust roots, which decide. Default: standard.
     #[serde(default)]
     pub trust: TrustPolicy,
+    /// Limits that a commit passes only if it says so, signed.
     #[serde(default)]
     pub guards: Guards,
 }
@@ -83,6 +84,7 @@ pub struct PolicyFile {
     /// By the principal's name in `trust/allowed_signers`.
     #[serde(default)]
     pub principals: BTreeMap<String, Principal>,
+    /// Keys that nobody may sign with any more.
     #[serde(default)]
     pub banned: Banned,
 }
@@ -90,6 +92,7 @@ pub struct PolicyFile {
 #[derive(Deserialize, JsonSchema, Clone, PartialEq, Eq, Debug)]
 #[serde(deny_unknown_fields)]
 pub struct Principal {
+    /// What it may change.
     pub roles: Vec<PrincipalRole>,
     /// Globs over repository paths that this principal may change; `**` crosses folders. Default: everything.
     #[serde(default = "everything")]
@@ -135,10 +138,10 @@ pub struct EnvironmentFile {
     /// Full id of an accepted commit whose `roles/` this environment keeps.
     #[serde(default)]
     pub roles_at: Option<String>,
-    /// name -> CIDR
+    /// By name: an address range, `10.20.0.0/16`.
     #[serde(default)]
     pub networks: BTreeMap<String, String>,
-    /// name -> address
+    /// By name: an address that moves between nodes.
     #[serde(default)]
     pub vips: BTreeMap<String, String>,
 }
@@ -147,6 +150,7 @@ pub struct EnvironmentFile {
 #[derive(Deserialize, JsonSchema, Clone, Debug)]
 #[serde(deny_unknown_fields)]
 pub struct TopologyFile {
+    /// Clusters put together for people.
     #[serde(default)]
     pub tiers: BTreeMap<String, TierEntry>,
     /// In order of declaration.
@@ -199,6 +203,7 @@ pub struct TierEntry {
 #[derive(Deserialize, JsonSchema, Clone, Debug)]
 #[serde(deny_unknown_fields)]
 pub struct ClusterEntry {
+    /// The tier that it is shown in.
     pub tier: String,
     /// Roles that every member has. Empty: not written yet; `check` warns.
     pub roles: Vec<RoleName>,
@@ -208,12 +213,13 @@ pub struct ClusterEntry {
     /// Maintenance windows, UTC: `Sat 02:00-04:00`. Empty: always.
     #[serde(default)]
     pub windows: Vec<String>,
-    /// `converger restart` raises it.
+    /// Raised by one, restarts the units of this cluster's roles, member by member.
     #[serde(default)]
     pub restart_epoch: u64,
     /// Explicit numbers, never reused: `node.id` in this cluster's roles.
     #[serde(default)]
     pub ids: BTreeMap<NodeName, u64>,
+    /// Members whose availability is judged together; what that means is in the role.
     #[serde(default)]
     pub groups: BTreeMap<String, GroupEntry>,
 }
@@ -221,10 +227,12 @@ pub struct ClusterEntry {
 #[derive(Deserialize, JsonSchema, Clone, Debug)]
 #[serde(deny_unknown_fields)]
 pub struct GroupEntry {
-    /// Selector within the cluster.
+    /// Selector within the cluster. Default: all of it.
     #[serde(default)]
     pub members: Selector,
+    /// How many must stay up.
     pub quorum: Quorum,
+    /// How many members may be away at once; at least 1.
     pub max_unavailable: usize,
     /// Names that go first; the leader goes last whatever is said here.
     #[serde(default)]
@@ -249,9 +257,11 @@ pub enum Quorum {
 #[derive(Deserialize, JsonSchema, Clone, Debug)]
 #[serde(deny_unknown_fields)]
 pub struct NodeEntry {
+    /// The clusters that it is a member of.
     pub clusters: Vec<ClusterName>,
-    /// network -> address
+    /// By network: the address.
     pub addresses: BTreeMap<String, String>,
+    /// The machine's size, for templates.
     pub size: Size,
     /// Free facts for selectors and templates: `controller = true`, `rack = "a"`.
     #[serde(default)]
@@ -271,8 +281,11 @@ pub struct NodeEntry {
 #[derive(Deserialize, JsonSchema, Clone, Copy, PartialEq, Eq, Debug, Default, serde::Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Size {
+    /// Virtual processors.
     pub vcpu: u64,
+    /// Memory in GiB.
     pub memory_gib: u64,
+    /// Data disk in GiB.
     pub disk_gib: u64,
 }
 
@@ -293,6 +306,7 @@ pub enum Membership {
 #[derive(Deserialize, JsonSchema, Clone, PartialEq, Eq, Debug)]
 #[serde(deny_unknown_fields)]
 pub struct Version {
+    /// As its makers write it.
     pub version: String,
     /// Hex SHA-256 of the archive; needed once a role declares the artifact.
     #[serde(default)]
@@ -329,10 +343,13 @@ impl Version {
 #[derive(Deserialize, JsonSchema, Clone, PartialEq, Eq, Debug)]
 #[serde(deny_unknown_fields)]
 pub struct VersionOverride {
+    /// In place of the one for all.
     #[serde(default)]
     pub version: Option<String>,
+    /// In place of the one for all.
     #[serde(default)]
     pub sha256: Option<String>,
+    /// In place of those for all.
     #[serde(default)]
     pub urls: Option<Vec<String>>,
 }
@@ -342,15 +359,19 @@ pub struct VersionOverride {
 #[derive(Deserialize, JsonSchema, Clone, Debug, Default)]
 #[serde(deny_unknown_fields)]
 pub struct Variables {
+    /// For every node.
     #[serde(default)]
     #[schemars(with = "BTreeMap<String, serde_json::Value>")]
     pub all: toml::Table,
+    /// By OS family or exact OS.
     #[serde(default)]
     #[schemars(with = "BTreeMap<String, BTreeMap<String, serde_json::Value>>")]
     pub os: BTreeMap<String, toml::Table>,
+    /// By cluster: for the roles that it brings.
     #[serde(default)]
     #[schemars(with = "BTreeMap<String, BTreeMap<String, serde_json::Value>>")]
     pub cluster: BTreeMap<ClusterName, toml::Table>,
+    /// By node.
     #[serde(default)]
     #[schemars(with = "BTreeMap<String, BTreeMap<String, serde_json::Value>>")]
     pub node: BTreeMap<NodeName, toml::Table>,
@@ -363,6 +384,7 @@ pub struct SecretsFile {
     /// Recipients that can open every secret of the environment.
     #[serde(default)]
     pub operators: Vec<String>,
+    /// By name: the secret in `secrets/NAME.age`.
     #[serde(default)]
     pub secrets: BTreeMap<crate::name::SecretName, SecretEntry>,
 }
@@ -389,21 +411,27 @@ pub struct RoleFile {
     /// What the topology's groups of this name mean.
     #[serde(default)]
     pub groups: BTreeMap<String, RoleGroup>,
+    /// OS packages.
     #[serde(default)]
     #[schemars(with = "Vec<Package>")]
     pub package: Vec<toml::Spanned<Package>>,
+    /// Archives.
     #[serde(default)]
     #[schemars(with = "Vec<Artifact>")]
     pub artifact: Vec<toml::Spanned<Artifact>>,
+    /// Files.
     #[serde(default)]
     #[schemars(with = "Vec<File>")]
     pub file: Vec<toml::Spanned<File>>,
+    /// systemd units.
     #[serde(default)]
     #[schemars(with = "Vec<Unit>")]
     pub unit: Vec<toml::Spanned<Unit>>,
+    /// Questions about health.
     #[serde(default)]
     #[schemars(with = "Vec<Check>")]
     pub check: Vec<toml::Spanned<Check>>,
+    /// Guarded one-off commands.
     #[serde(default)]
     #[schemars(with = "Vec<Action>")]
     pub action: Vec<toml::Spanned<Action>>,
@@ -441,12 +469,16 @@ pub struct Package {
     /// Kept from being upgraded by others.
     #[serde(default)]
     pub hold: bool,
+    /// Which of the role's nodes. Default: all.
     #[serde(default)]
     pub only: Selector,
+    /// Units that must restart when it changes.
     #[serde(default)]
     pub restarts: Vec<UnitName>,
+    /// Units that must reload when it changes.
     #[serde(default)]
     pub reloads: Vec<UnitName>,
+    /// Whether the change needs a reboot.
     #[serde(default)]
     pub reboot: bool,
 }
@@ -462,12 +494,17 @@ impl Package {
 #[derive(Deserialize, JsonSchema, Clone, PartialEq, Eq, Debug)]
 #[serde(deny_unknown_fields)]
 pub struct Artifact {
+    /// A component of versions.toml.
     pub component: String,
+    /// Absolute path of the folder that has the versions.
     pub into: String,
+    /// Which of the role's nodes. Default: all.
     #[serde(default)]
     pub only: Selector,
+    /// Units that must restart when it changes.
     #[serde(default)]
     pub restarts: Vec<UnitName>,
+    /// Units that must reload when it changes.
     #[serde(default)]
     pub reloads: Vec<UnitName>,
 }
@@ -487,23 +524,30 @@ pub struct File {
     /// A secret's name; a Tera string.
     #[serde(default)]
     pub secret: Option<String>,
+    /// A user's name.
     #[serde(default = "root")]
     pub owner: String,
+    /// A group's name.
     #[serde(default = "root")]
     pub group: String,
     /// Octal. Default: 0644, and 0600 where a secret is in it.
     #[serde(default)]
     pub mode: Option<String>,
+    /// Which of the role's nodes. Default: all.
     #[serde(default)]
     pub only: Selector,
+    /// How to check its candidate before it replaces anything.
     #[serde(default)]
     pub validate: Option<Validate>,
+    /// Units that must restart when it changes.
     #[serde(default)]
     pub restarts: Vec<UnitName>,
+    /// Units that must reload when it changes.
     #[serde(default)]
     pub reloads: Vec<UnitName>,
     #[serde(default)]
     pub policy: Policy,
+    /// Whether the change needs a reboot.
     #[serde(default)]
     pub reboot: bool,
 }
@@ -521,6 +565,7 @@ pub struct Validate {
     /// Default: an unprivileged user.
     #[serde(default)]
     pub user: String,
+    /// Exit codes that mean that it is good.
     #[serde(default = "zero")]
     pub ok_exit: Vec<i32>,
     /// Regular expressions over the output that refuse the candidate whatever the exit code.
@@ -549,6 +594,7 @@ pub struct Unit {
     /// Default: left as it is.
     #[serde(default)]
     pub enabled: Option<bool>,
+    /// How it must be: running, stopped, or impossible to start.
     #[serde(default)]
     pub state: Wanted,
     /// Argument lists, run before the stop; one that fails ends the attempt before anything stopped.
@@ -557,10 +603,13 @@ pub struct Unit {
     /// Run only where this member leads: hand the lead over.
     #[serde(default)]
     pub transfer: Vec<Vec<String>>,
+    /// Argument lists, run after the start.
     #[serde(default)]
     pub after_start: Vec<Vec<String>>,
+    /// How long its stop may take.
     #[serde(default = "stop_default")]
     pub stop_secs_max: u64,
+    /// How long its start may take.
     #[serde(default = "stop_default")]
     pub start_secs_max: u64,
     /// A reload takes the hold too, unless it is known to be harmless.
@@ -572,6 +621,7 @@ pub struct Unit {
     /// Singletons only.
     #[serde(default)]
     pub lease_secs: Option<u64>,
+    /// Which of the role's nodes. Default: all.
     #[serde(default)]
     pub only: Selector,
 }
@@ -584,27 +634,35 @@ fn stop_default() -> u64 {
 #[derive(Deserialize, JsonSchema, Clone, PartialEq, Eq, Debug)]
 #[serde(deny_unknown_fields)]
 pub struct Check {
+    /// What `gate` and `leader` call it.
     pub name: String,
+    /// What is asked, and how; the manual's page on restart locks says when the answer is healthy.
     pub kind: CheckKind,
     /// Whose address of the asked member is used. Default: the first that the environment declares.
     #[serde(default)]
     pub network: Option<String>,
+    /// Where the kind needs one.
     #[serde(default)]
     pub port: Option<u16>,
+    /// `http`: the path; `sentinel`: the master's name; `vip-holder`: the address.
     #[serde(default)]
     pub path: Option<String>,
     /// Expected HTTP status. Default: 200.
     #[serde(default)]
     pub status: Option<u16>,
+    /// Asked over TLS, with these files.
     #[serde(default)]
     pub tls: Option<CheckTls>,
+    /// The password's secret, where the kind needs one.
     #[serde(default)]
     pub secret: Option<String>,
+    /// The user that belongs to the password; `command`: the user that runs it.
     #[serde(default)]
     pub user: Option<String>,
     /// `command`: argument list; `{address}` is the asked member.
     #[serde(default)]
     pub run: Vec<String>,
+    /// No answer in this time is unknown, which is down.
     #[serde(default = "five")]
     pub timeout_secs: u64,
 }
@@ -633,9 +691,12 @@ pub enum CheckKind {
 #[derive(Deserialize, JsonSchema, Clone, PartialEq, Eq, Debug)]
 #[serde(deny_unknown_fields)]
 pub struct CheckTls {
+    /// Path of the authority's certificate on the node.
     pub ca: String,
+    /// Path of the asking node's own certificate.
     #[serde(default)]
     pub cert: Option<String>,
+    /// Path of its private key.
     #[serde(default)]
     pub key: Option<String>,
 }
@@ -644,6 +705,7 @@ pub struct CheckTls {
 #[derive(Deserialize, JsonSchema, Clone, PartialEq, Eq, Debug)]
 #[serde(deny_unknown_fields)]
 pub struct Action {
+    /// Its name on the node.
     pub name: String,
     /// Argument list; no shell.
     pub run: Vec<String>,
@@ -659,11 +721,13 @@ pub struct Action {
     /// Units that must not start before this ran.
     #[serde(default)]
     pub before: Vec<UnitName>,
+    /// How often it runs.
     #[serde(default)]
     pub scope: Scope,
     /// `join`, `drain`, `leave`: a membership change, under the node's hold.
     #[serde(default)]
     pub on: String,
+    /// Which of the role's nodes. Default: all.
     #[serde(default)]
     pub only: Selector,
 }

@@ -68,7 +68,7 @@ impl GitError {
             Self::Unreachable(failures) if failures.iter().any(|failure| failure.over_limit) => reason::LIMIT,
             Self::Limit { .. } => reason::LIMIT,
             Self::BadTree(_) | Self::NoRevision { .. } | Self::Folder { .. } => reason::REPOSITORY_INVALID,
-            Self::Open { .. } | Self::Store { .. } | Self::Disk(_) => reason::SETTINGS,
+            Self::Open { .. } | Self::Store { .. } | Self::Disk(_) => reason::APPLY_FAILED,
             _ => reason::SOURCE_UNREACHABLE,
         }
     }

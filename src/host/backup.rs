@@ -22,6 +22,7 @@ const BACKUPS: &str = "/var/lib/converger/backups";
 #[derive(Default)]
 pub struct Backups {
     written: Vec<File>,
+    /// Where something was put: copies, and directories made for them.
     directories: Vec<OwnedFd>,
 }
 
@@ -50,13 +51,29 @@ impl Backups {
         if !old.metadata().map_err(failed)?.is_file() || same.is_some() && digest(&mut old).map_err(failed)? == same {
             return Ok(());
         }
-        let shelf = shelf(root, path)?;
+        let shelf = self.shelf(root, path)?;
         let mut copy = create(&shelf, clock, path)?;
         std::io::copy(&mut old, &mut copy).map_err(failed)?;
         prune(&shelf, newest, path)?;
         self.written.push(copy);
         self.directories.push(shelf.fd);
         Ok(())
+    }
+
+    /// The directory of `path`'s copies.
+    fn shelf(&mut self, root: &Root, path: &str) -> Result<Directory, HostError> {
+        let (backups, mut made) = root.make_directory(BACKUPS)?;
+        if !made.is_empty() {
+            rustix::fs::fchmod(&backups.fd, Mode::from_raw_mode(0o700)).map_err(file("make", BACKUPS))?;
+        }
+        let (shelf, more) = root.make_directory(&format!("{BACKUPS}{path}"))?;
+        made.extend(more);
+        for made in made {
+            if let Some(parent) = root.directory(split(&made)?.0)? {
+                self.directories.push(parent.fd);
+            }
+        }
+        Ok(shelf)
     }
 
     pub fn make_durable(self, fsync_files_max: usize) -> Result<(), HostError> {
@@ -87,15 +104,6 @@ fn digest(file: &mut File) -> std::io::Result<Option<Digest>> {
     }
     std::io::Seek::rewind(file)?;
     Ok(Some(Digest::from_bytes(hash.finalize().into())))
-}
-
-/// The directory of `path`'s copies.
-fn shelf(root: &Root, path: &str) -> Result<Directory, HostError> {
-    let (backups, made) = root.make_directory(BACKUPS)?;
-    if !made.is_empty() {
-        rustix::fs::fchmod(&backups.fd, Mode::from_raw_mode(0o700)).map_err(file("make", BACKUPS))?;
-    }
-    Ok(root.make_directory(&format!("{BACKUPS}{path}"))?.0)
 }
 
 fn create(shelf: &Directory, clock: &dyn Clock, path: &str) -> Result<File, HostError> {

@@ -16,6 +16,7 @@ use sha2::Digest as _;
 use super::root::{Directory, Root, file, split};
 use super::{FileQuery, HostError, backup};
 use crate::clock::Clock;
+use crate::fleet::check::is_protected;
 use crate::name::HostPath;
 use crate::resource::file::{Regular, Stamp};
 use crate::resource::{Digest, FileSpec, FileState};
@@ -481,6 +482,10 @@ fn replaceable(directory: &Directory, name: &str, path: &str) -> Result<(), Host
             Err(HostError::File { operation: "replace", path: path.to_owned(), source })
         }
     };
+    // Where it leads in the end counts: a link of the system's own may lead from an innocent path to ours.
+    if let Some(why) = is_protected(&format!("/{}/{name}", directory.real)) {
+        return Err(HostError::Blocked { path: path.to_owned(), what: why.to_owned() });
+    }
     fixed(&stat_of(&directory.fd).map_err(file("look at", path))?, "its directory")?;
     match stat(directory, name) {
         Err(Errno::NOENT) => Ok(()),

@@ -42,7 +42,10 @@ impl<'a> LinuxHost<'a> {
     /// The machine itself.
     pub fn machine(clock: &'a dyn Clock) -> Result<Self, HostError> {
         let owners = if nix::unistd::geteuid().is_root() { Owners::Kept } else { Owners::Ignored };
-        Self::new(Path::new("/"), owners, Units::Systemd(Systemd::new()?), clock)
+        let host = Self::new(Path::new("/"), owners, Units::Systemd(Systemd::new()?), clock)?;
+        packages::clean(&host.root)?;
+        validate::clean(&host.root)?;
+        Ok(host)
     }
 
     /// A directory that stands for a machine; units are recorded, owners are not kept.
@@ -128,20 +131,12 @@ impl<'a> LinuxHost<'a> {
             Step::Start { unit, within } => systemd.start(unit, within),
             Step::Stop { unit, within } => systemd.stop(unit, within),
             Step::Reload { unit, within } => systemd.reload(unit, within),
-            Step::Install(spec) => {
-                match packages::observe(&[spec]).get(&spec.name).and_then(|state| spec.diff(state)) {
-                    None => Ok(()),
-                    Some(change) => Err(HostError::Unsupported {
-                        what: format!("package {}: {change}", spec.name),
-                        hint: "install it with the system's package manager",
-                    }),
-                }
-            }
+            Step::Install(spec) => packages::install(&self.root, spec),
             Step::Unpack(spec) => match spec.diff(&packages::artifact(&self.root, spec)) {
                 None => Ok(()),
                 Some(change) => Err(HostError::Unsupported {
                     what: change,
-                    hint: "unpack it into its version's directory and point `current` there",
+                    hint: "place its version's directory by image or by hand, and point `current` there",
                 }),
             },
             Step::Run { argv, user, within } => Command { argv, user, within }.succeed().map(drop),

@@ -134,6 +134,8 @@ pub enum HostError {
     Unit { operation: &'static str, unit: String, why: String },
     #[error("systemd does not answer: {why}")]
     NoSystemd { why: String },
+    #[error("cannot install package {name}: {why}")]
+    Package { name: String, why: String },
     #[error("`{command}` failed: {why}")]
     Command { command: String, why: String },
     #[error("{what}: not done by this version of converger; {hint}")]

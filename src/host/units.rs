@@ -210,8 +210,10 @@ impl Systemd {
             Ok((bus.properties(&path, UNIT).await?, service))
         });
         let mut words = vec![format!("job {result}")];
+        let mut invocation = String::new();
         if let Ok((unit, service)) = said {
             words.push(format!("unit {}", text(&unit, "ActiveState")));
+            invocation = self::invocation(&unit);
             if is_unmet(&unit) {
                 words.push("a condition in its unit file is not met".to_owned());
             }
@@ -224,13 +226,14 @@ impl Systemd {
                 words.push(format!("{result}, status {}", number(&service, "ExecMainStatus")));
             }
         }
-        let argv = argv(["journalctl", "-u", unit.as_str(), "-n", "10", "--no-pager", "-o", "cat", "-q"]);
-        if let Ok(journal) = (Command { argv: &argv, user: "", within: Duration::from_secs(5) }.run())
-            && journal.exit == 0
-            && !journal.stdout.is_empty()
-        {
-            words.push(format!("its journal: {}", journal.tail()));
-        }
+        // What it said itself in this run; of one that never came so far, what systemd said.
+        let lines = [format!("_SYSTEMD_INVOCATION_ID={invocation}"), format!("--unit={unit}")];
+        let said = lines.iter().filter(|lines| !lines.ends_with('=')).find_map(|lines| {
+            let argv = argv(["journalctl", "-n", "10", "--no-pager", "-o", "cat", "-q", lines]);
+            let journal = Command { argv: &argv, user: "", within: Duration::from_secs(5) }.run().ok()?;
+            (journal.exit == 0 && !journal.stdout.is_empty()).then(|| journal.tail())
+        });
+        words.extend(said.map(|said| format!("its journal: {said}")));
         words.join(", ")
     }
 
@@ -343,9 +346,13 @@ fn state(unit: &Properties) -> UnitState {
         },
         enabled: matches!(file.as_str(), "enabled" | "enabled-runtime" | "alias"),
         masked: load == "masked",
-        invocation: hex::encode(get::<Vec<u8>>(unit, "InvocationID").unwrap_or_default()),
+        invocation: invocation(unit),
         needs_daemon_reload: get(unit, "NeedDaemonReload").unwrap_or_default(),
     }
+}
+
+fn invocation(unit: &Properties) -> String {
+    hex::encode(get::<Vec<u8>>(unit, "InvocationID").unwrap_or_default())
 }
 
 /// Whether a condition of the unit was looked at, and was not met.

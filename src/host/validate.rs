@@ -1,7 +1,8 @@
 //! Asks a program whether a candidate is good before it replaces anything.
 //!
-//! The program sees a copy under the file's own name, alone in a directory that only its user can enter. Never: runs
-//! as root where it need not, or shows what it said about a file with secrets.
+//! The program sees a copy under the file's own name, which only its user can read, alone in a directory that is root's
+//! and that only its user's group can enter: nothing can be put beside it. `/run/converger` is root's alone, so this
+//! lies beside it. Never: runs as root where it need not, or shows what it said about a file with secrets.
 
 use std::os::fd::OwnedFd;
 use std::time::Duration;
@@ -14,7 +15,9 @@ use super::root::{Directory, Root, file, split};
 use crate::resource::FileSpec;
 use crate::resource::file::Validate;
 
-const ROOM: &str = "/run/converger/validate";
+const ROOM: &str = "/run/converger-validate";
+/// One check at a time: there is one agent.
+const CHECK: &str = "check";
 const WITHIN: Duration = Duration::from_secs(30);
 /// Whoever checks a file without secrets, if the role does not say who.
 const NOBODY: &str = "nobody";
@@ -31,7 +34,7 @@ pub fn validate(root: &Root, spec: &FileSpec, rules: &Validate) -> Result<(), Ho
     let (_, name) = split(spec.path.as_str())?;
     let room = Room::open(root, user, spec)?;
     room.put(name, bytes, spec)?;
-    let candidate = root.outside(ROOM).join(&room.name).join(name).to_string_lossy().into_owned();
+    let candidate = root.outside(ROOM).join(CHECK).join(name).to_string_lossy().into_owned();
     let argv: Vec<String> = rules.run.iter().map(|argument| argument.replace("{}", &candidate)).collect();
     let user = if nix::unistd::geteuid().is_root() { user } else { "" };
     let output = Command { argv: &argv, user, within: WITHIN }.run()?;
@@ -72,7 +75,6 @@ fn refusal(rules: &Validate, output: &Output) -> Result<Option<String>, HostErro
 struct Room {
     home: Directory,
     fd: OwnedFd,
-    name: String,
     owner: Option<(Uid, Gid)>,
 }
 
@@ -84,12 +86,16 @@ impl Room {
             _ => return Err(HostError::NoSuchAccount { name: user.to_owned(), path: spec.path.to_string() }),
         };
         let home = root.make_directory(ROOM)?.0;
-        let name = format!("check-{}", std::process::id());
-        clear(&home, &name)?;
-        rustix::fs::mkdirat(&home.fd, &name, Mode::from_raw_mode(0o700)).map_err(file("make", ROOM))?;
+        clear(&home)?;
+        rustix::fs::mkdirat(&home.fd, CHECK, Mode::from_raw_mode(0o700)).map_err(file("make", ROOM))?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd = rustix::fs::openat(&home.fd, &name, flags, Mode::empty()).map_err(file("open", ROOM))?;
-        Ok(Self { home, fd, name, owner })
+        let fd = rustix::fs::openat(&home.fd, CHECK, flags, Mode::empty()).map_err(file("open", ROOM))?;
+        let room = Self { home, fd, owner };
+        if let Some((_, group)) = owner {
+            rustix::fs::fchown(&room.fd, None, Some(group)).map_err(file("open", ROOM))?;
+            rustix::fs::fchmod(&room.fd, Mode::from_raw_mode(0o750)).map_err(file("open", ROOM))?;
+        }
+        Ok(room)
     }
 
     fn put(&self, name: &str, bytes: &[u8], spec: &FileSpec) -> Result<(), HostError> {
@@ -104,7 +110,6 @@ impl Room {
         })?;
         if let Some((user, group)) = self.owner {
             rustix::fs::fchown(&copy, Some(user), Some(group)).map_err(file("copy", path))?;
-            rustix::fs::fchown(&self.fd, Some(user), Some(group)).map_err(file("copy", path))?;
         }
         Ok(())
     }
@@ -112,14 +117,19 @@ impl Room {
 
 impl Drop for Room {
     fn drop(&mut self) {
-        let _ = clear(&self.home, &self.name);
+        let _ = clear(&self.home);
     }
 }
 
-/// Removes a check's directory and the files in it (a program may have left some of its own).
-fn clear(home: &Directory, name: &str) -> Result<(), HostError> {
+/// Removes what a crash left of a check.
+pub fn clean(root: &Root) -> Result<(), HostError> {
+    root.directory(ROOM)?.map_or(Ok(()), |home| clear(&home))
+}
+
+/// Removes a check's directory and the files in it (a program that runs as root may have left some of its own).
+fn clear(home: &Directory) -> Result<(), HostError> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let fd = match rustix::fs::openat(&home.fd, name, flags, Mode::empty()) {
+    let fd = match rustix::fs::openat(&home.fd, CHECK, flags, Mode::empty()) {
         Ok(fd) => fd,
         Err(rustix::io::Errno::NOENT) => return Ok(()),
         Err(error) => return Err(file("open", ROOM)(error)),
@@ -130,7 +140,7 @@ fn clear(home: &Directory, name: &str) -> Result<(), HostError> {
             rustix::fs::unlinkat(&fd, entry.file_name(), AtFlags::empty()).map_err(file("clean", ROOM))?;
         }
     }
-    rustix::fs::unlinkat(&home.fd, name, AtFlags::REMOVEDIR).map_err(file("clean", ROOM))
+    rustix::fs::unlinkat(&home.fd, CHECK, AtFlags::REMOVEDIR).map_err(file("clean", ROOM))
 }
 
 #[cfg(test)]
@@ -180,7 +190,7 @@ mod tests {
         check(&root, secret("good hunter2"), "daemon").unwrap();
         let error = check(&root, secret("hunter2"), "daemon").unwrap_err();
         assert!(error.to_string().contains("not shown") && !error.to_string().contains("hunter2"), "{error}");
-        let left = std::fs::read_dir(dir.path().join("run/converger/validate")).unwrap().count();
+        let left = std::fs::read_dir(dir.path().join("run/converger-validate")).unwrap().count();
         assert_eq!(left, 0);
     }
 

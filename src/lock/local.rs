@@ -11,12 +11,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use notify::event::{AccessKind, AccessMode, EventKind, ModifyKind};
-use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 use rusqlite::{Connection, ErrorCode, OptionalExtension, Transaction as Sql, TransactionBehavior, params};
 use rustix::fs::{FlockOperation, Mode, OFlags};
 
 use super::store::{Condition, Entry, LockStore, Outcome, Snapshot, StoreError, Transaction, Watch, Write, range};
 use crate::clock::Clock;
+use crate::fswatch::{self, Event, Subscription};
 
 /// How long a writer waits for the others; a commit takes milliseconds.
 const BUSY: Duration = Duration::from_secs(5);
@@ -194,7 +194,7 @@ impl LockStore for LocalStore {
             connection: self.file.connect()?,
             prefixes: prefixes.iter().map(|prefix| format!("{}{prefix}", self.file.root)).collect(),
             seen: Vec::new(),
-            watcher: None,
+            subscription: None,
             signals: signals.clone(),
             on_change,
         };
@@ -316,7 +316,7 @@ struct Watching {
     /// With the root.
     prefixes: Vec<String>,
     seen: Vec<(i64, i64)>,
-    watcher: Option<RecommendedWatcher>,
+    subscription: Option<Subscription>,
     signals: Sender<Signal>,
     on_change: Box<dyn Fn() + Send + Sync>,
 }
@@ -324,10 +324,13 @@ struct Watching {
 impl Watching {
     fn begin(&mut self) -> Result<(), StoreError> {
         let signals = self.signals.clone();
-        let tell = move |event: notify::Result<notify::Event>| {
+        let wake_path = self.file.wake_path();
+        let mine = wake_path.clone();
+        let tell = move |event: &Event| {
             let signal = match event {
                 Err(_) => Signal::Touched,
                 Ok(event) if event.need_rescan() => Signal::Touched,
+                Ok(event) if !event.paths.contains(&mine) => return,
                 Ok(event) => match event.kind {
                     EventKind::Access(AccessKind::Close(AccessMode::Write)) => Signal::Touched,
                     EventKind::Remove(_) | EventKind::Modify(ModifyKind::Name(_)) => Signal::Lost,
@@ -339,9 +342,11 @@ impl Watching {
         };
         drop(self.file.wake()?);
         let failed = |error: notify::Error| self.file.settings("watch (fs.inotify.max_user_instances?)", &error);
-        let mut watcher = notify::recommended_watcher(tell).map_err(failed)?;
-        watcher.watch(&self.file.wake_path(), RecursiveMode::NonRecursive).map_err(failed)?;
-        self.watcher = Some(watcher);
+        // The old one ends first, or it would end the new one's watch of the same path.
+        self.subscription = None;
+        let mut subscription = fswatch::subscribe(tell).map_err(failed)?;
+        subscription.watch(&wake_path).map_err(failed)?;
+        self.subscription = Some(subscription);
         Ok(())
     }
 

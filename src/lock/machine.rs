@@ -5,6 +5,7 @@
 //! stops. A failed settle keeps the hold. PURE. Never: a clock (the driver says when the settle time is over).
 
 use crate::lock::quorum::{Because, Verdict};
+use crate::reason;
 
 /// Where an attempt is. `Armed` and later are backed by the record on disk.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -22,6 +23,8 @@ pub enum Phase {
     Armed,
     /// Recorded: from here on the member may be down.
     Acting,
+    /// Acting again, after a failure or an interruption: the member may have been down since before.
+    Repairing,
     /// Restarted: must be healthy without a break.
     Settling,
     /// Not healthy; the hold stays.
@@ -42,12 +45,14 @@ pub enum Event {
     Recovered {
         mine: bool,
     },
-    /// The store cannot be reached.
-    Lost(String),
+    /// The store gave no answer, or none that helps: with its reason.
+    Lost(Because),
     /// The record is on disk.
     Recorded,
     /// The steps, the exchange of files and the start went through.
     Acted,
+    /// What was done left nothing that could settle: no unit was disturbed, or it was stopped on purpose.
+    NothingToSettle,
     /// A step before the stop failed; nothing was stopped.
     NothingStopped(String),
     /// Something failed after the stop.
@@ -56,7 +61,7 @@ pub enum Event {
     Settled,
     /// Not healthy in time.
     Sick(String),
-    /// A failed holder has a new commit to repair itself with.
+    /// A failed holder has a new commit to repair itself with, or an interrupted one goes on.
     Repair,
 }
 
@@ -83,7 +88,6 @@ pub enum Action {
 
 /// The transition. An event that does not belong to a phase changes nothing and ends the attempt.
 pub fn step(phase: Phase, event: Event) -> (Phase, Action) {
-    use crate::reason;
     let wait = |reason, sentence: String| Action::Wait(Because::new(reason, None, sentence));
     match (phase, event) {
         (Phase::Idle, Event::Judged(verdicts)) => match all_go(&verdicts) {
@@ -103,24 +107,27 @@ pub fn step(phase: Phase, event: Event) -> (Phase, Action) {
             (Phase::Releasing, wait(reason::LOST_RACE, "the group changed between asking and arming".to_owned()))
         }
         (Phase::Armed, Event::Recorded) => (Phase::Acting, Action::Act),
-        (Phase::Acting, Event::Acted) => (Phase::Settling, Action::Settle),
+        (Phase::Acting | Phase::Repairing, Event::Acted) => (Phase::Settling, Action::Settle),
+        (Phase::Acting | Phase::Repairing, Event::NothingToSettle) => (Phase::Releasing, Action::Release),
         (Phase::Acting, Event::NothingStopped(_)) => (Phase::Releasing, Action::Release),
-        (Phase::Acting, Event::ActFailed(why)) => (Phase::Failed, Action::Fail(why)),
+        // The member is as it was, and that may be down: the hold stays, and the next run tries again.
+        (Phase::Repairing, Event::NothingStopped(why)) => (Phase::Repairing, wait(reason::STEP_FAILED, why)),
+        (Phase::Acting | Phase::Repairing, Event::ActFailed(why)) => (Phase::Failed, Action::Fail(why)),
         (Phase::Settling, Event::Settled) => (Phase::Releasing, Action::Release),
         (Phase::Settling, Event::Sick(why)) => (Phase::Failed, Action::Fail(why)),
         // It became healthy after all: somebody mended what was around it.
         (Phase::Failed, Event::Settled) => (Phase::Releasing, Action::Release),
-        (Phase::Failed, Event::Repair) => (Phase::Acting, Action::Act),
+        (Phase::Failed | Phase::Acting | Phase::Repairing, Event::Repair) => (Phase::Repairing, Action::Act),
         (Phase::Failed, Event::Sick(why)) => (Phase::Failed, Action::Fail(why)),
         (Phase::Releasing, Event::Committed | Event::Refused | Event::Recovered { .. }) => {
             (Phase::Done, Action::Finish)
         }
         // Before the record nothing was stopped: give back and try again later. After it the member comes first.
-        (Phase::Idle | Phase::Claiming { .. }, Event::Lost(why)) => (Phase::Idle, wait(reason::STORE_UNREACHABLE, why)),
-        (Phase::Claimed | Phase::Arming | Phase::Armed, Event::Lost(why)) => {
-            (Phase::Releasing, wait(reason::STORE_UNREACHABLE, why))
+        (Phase::Idle | Phase::Claiming { .. }, Event::Lost(because)) => (Phase::Idle, Action::Wait(because)),
+        (Phase::Claimed | Phase::Arming | Phase::Armed, Event::Lost(because)) => {
+            (Phase::Releasing, Action::Wait(because))
         }
-        (phase, Event::Lost(why)) => (phase, wait(reason::STORE_UNREACHABLE, why)),
+        (phase, Event::Lost(because)) => (phase, Action::Wait(because)),
         (phase, event) => {
             let sentence = format!("{event:?} does not belong to {phase:?}");
             (phase, wait(reason::INTERNAL, sentence))
@@ -128,15 +135,19 @@ pub fn step(phase: Phase, event: Event) -> (Phase, Action) {
     }
 }
 
-/// Every group must say go; else the gravest answer: never before wait.
+/// Every group must say go; else the gravest answer: never before wait. No group, no go.
 fn all_go(verdicts: &[Verdict]) -> Result<Vec<usize>, Box<Because>> {
+    if verdicts.is_empty() {
+        let sentence = "a hold was asked for and no group was judged".to_owned();
+        return Err(Box::new(Because::new(reason::INTERNAL, None, sentence)));
+    }
     if let Some(Verdict::Never(because)) = verdicts.iter().find(|verdict| matches!(verdict, Verdict::Never(_))) {
         return Err(Box::new(because.clone()));
     }
     verdicts
         .iter()
         .map(|verdict| match verdict {
-            Verdict::Go { lane } => Ok(*lane),
+            Verdict::Go { lane, .. } => Ok(*lane),
             Verdict::Wait(because) | Verdict::Never(because) => Err(Box::new(because.clone())),
         })
         .collect()

@@ -116,8 +116,16 @@ pub fn fail(holds: &[(Hold, i64)], me: &NodeName, why: &str) -> Transaction {
     Transaction { when: own(holds, me), then: rewrite(&told, me, HoldPhase::Failed) }
 }
 
-/// A failed holder takes up another commit (repair, usually a revert) inside its own hold.
-pub fn retarget(holds: &[(Hold, i64)], me: &NodeName) -> Transaction {
+/// A failed holder takes up another commit (repair, usually a revert) inside its own hold, where several may hold the
+/// group: nobody else wrote since the look that showed that nobody else tries it.
+pub fn retarget(holds: &[(Hold, i64)], ranges: &[GroupId], read_at: i64, me: &NodeName) -> Transaction {
+    let untouched = ranges.iter().map(|group| Condition::RangeUntouchedSince(hold_range(group), read_at));
+    let when = own(holds, me).into_iter().chain(untouched).chain([Condition::Absent(dead_key(me))]).collect();
+    Transaction { when, then: rewrite(holds, me, HoldPhase::Armed) }
+}
+
+/// The same where nobody else can hold the group: a word to people.
+pub fn retold(holds: &[(Hold, i64)], me: &NodeName) -> Transaction {
     Transaction { when: own(holds, me), then: rewrite(holds, me, HoldPhase::Armed) }
 }
 

@@ -74,8 +74,8 @@ pub struct Situation<'a> {
     pub holds: Vec<Hold>,
     /// Holds of groups that must not be disrupted at the same time.
     pub conflicting: Vec<Hold>,
-    /// A member has settled with this commit (or a later one) before.
-    pub proven: bool,
+    /// Places (`seq`) of commits that a member has settled with, as the members' reports say. Missing evidence means alone.
+    pub proven: BTreeSet<u64>,
     pub freeze: Option<Freeze>,
     /// Clusters that go first and have not reported the commit, with the members that are missing.
     pub after: Vec<(ClusterName, Vec<NodeName>)>,
@@ -93,11 +93,20 @@ pub struct Freeze {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Verdict {
     /// In this lane.
-    Go { lane: usize },
+    Go { lane: usize, ground: Ground },
     /// Not now: what ends it is said.
     Wait(Because),
     /// Not before the repository or an operator changes something.
     Never(Because),
+}
+
+/// Why taking the member away is allowed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Ground {
+    /// Enough others are healthy.
+    Spared,
+    /// It is down already. To be looked at again at the moment of acting: it may have come back by itself.
+    Down,
 }
 
 /// A reason with its objects and numbers.
@@ -151,123 +160,108 @@ pub const AFTER_SECS: u64 = 1800;
 
 /// May I claim a lane? Everything that can be known before the claim; health is judged again after it.
 pub fn may_claim(s: &Situation<'_>) -> Verdict {
-    let id = &s.group.id;
-    if let Some(freeze) = &s.freeze {
-        let until = freeze.until.map_or(String::new(), |until| format!(" until {until}"));
-        return Verdict::Wait(Because::new(
-            reason::FROZEN,
-            Some(id),
-            format!("frozen{until} by {}: {}", freeze.by, freeze.reason),
-        ));
+    if let Some(stopped) = stopped(s) {
+        return stopped;
     }
-    if let Some(never) = impossible(s) {
-        return never;
-    }
-    let others: Vec<&Hold> = s.holds.iter().filter(|hold| hold.node != *s.me).collect();
-    if let Some(failed) = others.iter().find(|hold| hold.phase == HoldPhase::Failed) {
-        return Verdict::Wait(
-            Because::new(
-                reason::HOLD_FAILED,
-                Some(id),
-                format!(
-                    "{} failed with {} and keeps {}: {}",
-                    failed.node,
-                    failed.commit.short(),
-                    id.short(),
-                    failed.reason
-                ),
-            )
-            .held_by(failed),
-        );
-    }
-    if let Some(conflict) = s.conflicting.iter().find(|hold| hold.node != *s.me) {
-        return Verdict::Wait(
-            Because::new(
-                reason::HELD_BY_PEER,
-                Some(id),
-                format!("{} has {}, which must not be disrupted together with {}", conflict.node, conflict.group, id),
-            )
-            .held_by(conflict),
-        );
-    }
+    let others = others(s);
     let taken: BTreeSet<usize> = others.iter().map(|hold| hold.lane).collect();
     let lane = (0..s.group.max_unavailable).find(|lane| !taken.contains(lane));
     let (Some(lane), true) = (lane, others.len() < s.group.max_unavailable) else {
         return Verdict::Wait(held(s, &others));
     };
-    if !others.is_empty() && !s.proven {
-        let first = others[0];
-        return Verdict::Wait(
-            Because::new(
-                reason::FIRST_ALONE,
-                Some(id),
-                format!("{} is the first to take {}; it goes alone until it has settled", first.node, s.commit.short()),
-            )
-            .held_by(first),
-        );
+    let proven = |seq| s.proven.contains(&seq);
+    if let Some(first) = others.iter().find(|hold| !proven(hold.seq) || !proven(s.seq)) {
+        let commit = if proven(first.seq) { s.commit.short() } else { first.commit.short() };
+        let sentence = format!("{} has a hold and {commit} has not settled on any member yet", first.node);
+        return Verdict::Wait(Because::new(reason::FIRST_ALONE, Some(&s.group.id), sentence).held_by(first));
     }
     if let Some(wait) = before_me(s) {
         return Verdict::Wait(wait);
     }
-    match may_arm(s) {
-        Verdict::Go { .. } => Verdict::Go { lane },
-        other => other,
+    match spare(s, &others) {
+        Ok(ground) => Verdict::Go { lane, ground },
+        Err(degraded) => Verdict::Wait(*degraded),
     }
 }
 
 /// After the claim: does the group, as it is now, allow my member to go away?
 pub fn may_arm(s: &Situation<'_>) -> Verdict {
-    let id = &s.group.id;
-    if let Some(never) = impossible(s) {
-        return never;
-    }
-    let others: Vec<&Hold> = s.holds.iter().filter(|hold| hold.node != *s.me).collect();
-    if let Some(failed) = others.iter().find(|hold| hold.phase == HoldPhase::Failed) {
-        let sentence = format!("{} failed with {} and keeps {}", failed.node, failed.commit.short(), id.short());
-        return Verdict::Wait(Because::new(reason::HOLD_FAILED, Some(id), sentence).held_by(failed));
+    if let Some(stopped) = stopped(s) {
+        return stopped;
     }
     let lane = s.holds.iter().find(|hold| hold.node == *s.me).map_or(0, |hold| hold.lane);
+    match spare(s, &others(s)) {
+        Ok(ground) => Verdict::Go { lane, ground },
+        Err(degraded) => Verdict::Wait(*degraded),
+    }
+}
+
+/// What stops every new hold, before the claim and after it alike.
+fn stopped(s: &Situation<'_>) -> Option<Verdict> {
+    let id = &s.group.id;
+    let wait = |reason, sentence: String| Because::new(reason, Some(id), sentence);
+    if s.members.iter().any(|member| member.name == *s.me && member.dead) {
+        return Some(Verdict::Wait(wait(reason::DECLARED_DEAD, format!("{} was declared dead", s.me))));
+    }
+    if let Some(freeze) = &s.freeze {
+        // Honoured while the key exists: that its time is over is for the store to say, not for this node's clock.
+        let until = freeze.until.map_or(String::new(), |until| format!(" until {until}"));
+        let sentence = format!("frozen{until} by {}: {}", freeze.by, freeze.reason);
+        return Some(Verdict::Wait(wait(reason::FROZEN, sentence)));
+    }
+    if let Some(never) = impossible(s) {
+        return Some(never);
+    }
+    if let Some(failed) = s.holds.iter().find(|hold| hold.node != *s.me && hold.phase == HoldPhase::Failed) {
+        let (node, commit, group) = (&failed.node, failed.commit.short(), id.short());
+        let sentence = format!("{node} failed with {commit} and keeps {group}: {}", failed.reason);
+        return Some(Verdict::Wait(wait(reason::HOLD_FAILED, sentence).held_by(failed)));
+    }
+    let conflict = s.conflicting.iter().find(|hold| hold.node != *s.me)?;
+    let sentence = format!("{} has {}, which must not be disrupted together with {id}", conflict.node, conflict.group);
+    Some(Verdict::Wait(wait(reason::HELD_BY_PEER, sentence).held_by(conflict)))
+}
+
+fn others<'s>(s: &'s Situation<'_>) -> Vec<&'s Hold> {
+    // One member holds a group under each of its names.
+    let mut seen = BTreeSet::new();
+    s.holds.iter().filter(|hold| hold.node != *s.me && seen.insert((&hold.node, hold.lane))).collect()
+}
+
+/// A member that is down already cannot be taken away. While it still runs (and may still vote) it must be alone.
+fn is_down(s: &Situation<'_>, others: &[&Hold]) -> bool {
     let own_health = s.members.iter().find(|member| member.name == *s.me).map(|member| &member.health);
-    // A member that is down already cannot be taken away. While it still runs (and may still vote) it must be alone.
-    let own_down = !s.running || (matches!(own_health, Some(Health::Unhealthy(_))) && others.is_empty());
-    if own_down {
-        return Verdict::Go { lane };
+    !s.running || (matches!(own_health, Some(Health::Unhealthy(_))) && others.is_empty())
+}
+
+/// Can the group spare my member? The numbers, if not.
+fn spare(s: &Situation<'_>, others: &[&Hold]) -> Result<Ground, Box<Because>> {
+    if is_down(s, others) {
+        return Ok(Ground::Down);
     }
     let holders: BTreeSet<&NodeName> = others.iter().map(|hold| &hold.node).collect();
-    let healthy = s
-        .members
-        .iter()
-        .filter(|member| member.name != *s.me && !holders.contains(&member.name))
-        .filter(|member| member.health == Health::Healthy)
-        .count();
+    let peers = || s.members.iter().filter(|member| member.name != *s.me);
+    let spared = |member: &&Member| !holders.contains(&member.name) && member.health == Health::Healthy;
+    let healthy = peers().filter(spared).count();
     let needed = needed(s.group, s.members.len());
     if healthy >= needed {
-        return Verdict::Go { lane };
+        return Ok(Ground::Spared);
     }
-    let down: Vec<String> = s
-        .members
-        .iter()
-        .filter(|member| member.name != *s.me)
-        .filter_map(|member| match &member.health {
-            _ if holders.contains(&member.name) => Some(format!("{} holds", member.name)),
-            Health::Healthy => None,
-            Health::Unhealthy(why) => Some(format!("{}: {why}", member.name)),
-            Health::Unknown(why) => Some(format!("{}: unknown, {why}", member.name)),
-        })
-        .collect();
-    Verdict::Wait(
-        Because::new(
-            reason::DEGRADED,
-            Some(id),
-            format!(
-                "{healthy} of {} other members of {} are healthy, {needed} are needed ({})",
-                s.members.len().saturating_sub(1),
-                id.short(),
-                down.join("; ")
-            ),
-        )
-        .ends(format!("It ends when {needed} others are healthy.")),
-    )
+    let down = peers().filter_map(|member| match &member.health {
+        _ if holders.contains(&member.name) => Some(format!("{} holds", member.name)),
+        Health::Healthy => None,
+        Health::Unhealthy(why) => Some(format!("{}: {why}", member.name)),
+        Health::Unknown(why) => Some(format!("{}: unknown, {why}", member.name)),
+    });
+    let down: Vec<String> = down.collect();
+    let sentence = format!(
+        "{healthy} of {} other members of {} are healthy, {needed} are needed ({})",
+        peers().count(),
+        s.group.id.short(),
+        down.join("; ")
+    );
+    let because = Because::new(reason::DEGRADED, Some(&s.group.id), sentence);
+    Err(Box::new(because.ends(format!("It ends when {needed} others are healthy."))))
 }
 
 /// How many others must be healthy while one member is away: max(quorum, members - max_unavailable).
@@ -292,7 +286,7 @@ pub fn order<'a>(group: &Group, members: &'a [Member]) -> Vec<&'a Member> {
 fn impossible(s: &Situation<'_>) -> Option<Verdict> {
     let n = s.members.len();
     let needed = needed(s.group, n);
-    (s.running && needed > n.saturating_sub(1)).then(|| {
+    (!is_down(s, &others(s)) && needed > n.saturating_sub(1)).then(|| {
         Verdict::Never(Because::new(
             reason::QUORUM_TOO_SMALL,
             Some(&s.group.id),

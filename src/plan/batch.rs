@@ -5,6 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::name::{GroupId, HostPath, RoleName, UnitName};
+use crate::reason::Reason;
 use crate::resource::file::FileChange;
 use crate::resource::{ActionSpec, ArtifactSpec, Digest, FileSpec, Id, Origin, PackageSpec, UnitSpec};
 
@@ -36,8 +37,8 @@ pub struct FileWrite<'a> {
     pub origin: &'a Origin,
     /// What is there now, if it was read.
     pub before: Option<Vec<u8>>,
-    /// What is there now is byte for byte what we last wrote: it may be shown where secrets are involved, masked.
-    pub before_known: bool,
+    /// A secret is in it, or was in what we last wrote there.
+    pub secret: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -84,6 +85,14 @@ pub enum HoldNeed {
     Required,
 }
 
+/// A resource that cannot be begun.
+pub struct Blocked {
+    pub id: Id,
+    pub reason: Reason,
+    /// In words.
+    pub why: String,
+}
+
 /// A unit of the batch and the digests of what it must run with.
 pub struct UnitPart<'a> {
     pub spec: &'a UnitSpec,
@@ -109,7 +118,7 @@ pub struct Batch<'a> {
     /// Owned ids that are gone already.
     pub forget: Vec<Id>,
     /// What cannot be done, and why: the batch fails without being begun.
-    pub blocked: Vec<(Id, String)>,
+    pub blocked: Vec<Blocked>,
     pub hold: HoldNeed,
     /// Groups that the hold must cover.
     pub groups: BTreeSet<GroupId>,
@@ -135,6 +144,15 @@ impl<'a> Batch<'a> {
             hold: HoldNeed::None,
             groups: BTreeSet::new(),
         }
+    }
+
+    /// Takes what is blocked into a batch of its own, which fails alone.
+    pub fn without_blocked(&mut self) -> Option<Self> {
+        let blocked = std::mem::take(&mut self.blocked);
+        if blocked.is_empty() {
+            return None;
+        }
+        Some(Self { blocked, ..Self::named(self.name.clone(), self.role.clone(), self.phase) })
     }
 
     pub fn is_empty(&self) -> bool {

@@ -235,7 +235,14 @@ fn converged_at(desired: &Desired, groups: &[&Group]) -> (Observed, Known) {
         let id = placed.resource.id();
         known.owned.insert(
             id,
-            Owned { inputs: placed.resource.inputs(), content: None, stamp: None, written: true, keep: false },
+            Owned {
+                inputs: placed.resource.inputs(),
+                content: None,
+                stamp: None,
+                written: true,
+                secret: false,
+                keep: false,
+            },
         );
         match &placed.resource {
             Resource::File(spec) => {

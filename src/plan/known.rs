@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::name::{GroupId, UnitName};
+use crate::name::{GroupId, SecretName, UnitName};
 use crate::resource::file::Stamp;
 use crate::resource::{Digest, Id};
 
@@ -16,6 +16,15 @@ pub struct Known {
     pub units: BTreeMap<UnitName, RanWith>,
     /// Units whose files are being exchanged, or were and whose restart is not recorded yet.
     pub pending: BTreeMap<UnitName, Pending>,
+    /// Secrets of this node as they were when it last acted on a commit.
+    pub secrets: BTreeMap<SecretName, SecretSeen>,
+}
+
+/// A secret's version and the digest of its value, which stays in the node's own ledger.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct SecretSeen {
+    pub version: u64,
+    pub value: Digest,
 }
 
 /// A resource that is ours here.
@@ -29,6 +38,9 @@ pub struct Owned {
     pub stamp: Option<Stamp>,
     /// False between "this will be ours" and "it is written".
     pub written: bool,
+    /// A secret was in it when it was last written: what is on disk is shown to nobody.
+    #[serde(default)]
+    pub secret: bool,
     /// Stays on the node when it leaves the repository (seeds: the service's own by now).
     pub keep: bool,
 }

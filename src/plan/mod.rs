@@ -6,17 +6,19 @@
 
 pub mod batch;
 pub mod fleetwide;
+pub mod guard;
 pub mod known;
 pub mod show;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-pub use batch::{Batch, FileWrite, HoldNeed, UnitMove, Why};
-pub use known::{Known, Owned, Pending, RanWith};
+pub use batch::{Batch, Blocked, FileWrite, HoldNeed, UnitMove, Why};
+pub use known::{Known, Owned, Pending, RanWith, SecretSeen};
 
 use crate::fleet::Group;
 use crate::host::Observed;
 use crate::name::{CommitId, GroupId, HostPath, NodeName, RoleName, UnitName};
+use crate::reason;
 use crate::render::Desired;
 use crate::resource::action::ActionState;
 use crate::resource::file::{FileChange, FileState, Policy};
@@ -63,17 +65,27 @@ pub fn plan<'a>(desired: &'a Desired, observed: &Observed, known: &'a Known, gro
         for &index in &component.resources {
             let placed = &desired.resources[index];
             if let Some(why) = sealed.get(&placed.resource.id()) {
-                batch.blocked.push((placed.resource.id(), (*why).to_owned()));
+                batch.blocked.push(Blocked {
+                    id: placed.resource.id(),
+                    reason: reason::SECRET_UNREADABLE,
+                    why: (*why).to_owned(),
+                });
                 continue;
             }
             consider(placed, observed, known, &mut batch, &mut audit);
         }
         for (unit, inputs) in component.units(&desired.resources) {
             let state = observed.units.get(unit.name.as_str()).cloned().unwrap_or_else(UnitState::missing);
-            let protecting = groups_of(groups, &unit.name, known);
+            let protecting = groups_of(groups, &unit.name, known.units.get(&unit.name));
             consider_unit(unit, &state, inputs, known, observed, protecting, &mut batch, &mut adopt);
         }
+        if reloads_freely(&batch, component.resources.iter().map(|&index| &desired.resources[index])) {
+            batch.hold = HoldNeed::None;
+        }
+        // What belongs to no unit does not wait for a neighbour that cannot be written.
+        let alone = if batch.phase == batch::Phase::Unit { None } else { batch.without_blocked() };
         batches.push(batch);
+        batches.extend(alone);
     }
     batches.extend(removals(desired, known, observed));
     // Batches of units come last, and of those the unprotected ones first: a wait must not hold up the harmless.
@@ -83,7 +95,7 @@ pub fn plan<'a>(desired: &'a Desired, observed: &Observed, known: &'a Known, gro
         .resources
         .iter()
         .filter_map(|placed| match &placed.resource {
-            Resource::Unit(unit) => Some((unit.name.clone(), groups_of(groups, &unit.name, known))),
+            Resource::Unit(unit) => Some((unit.name.clone(), groups_of(groups, &unit.name, None))),
             _ => None,
         })
         .collect();
@@ -95,12 +107,12 @@ pub fn plan<'a>(desired: &'a Desired, observed: &Observed, known: &'a Known, gro
     Plan { node: &desired.node, commit: desired.commit.as_ref(), batches, audit, adopt, units, running }
 }
 
-/// The groups that a stop of this unit takes a member from: by the target commit, and by the one that is live.
-fn groups_of(groups: &[&Group], unit: &UnitName, known: &Known) -> Vec<GroupId> {
+/// The groups that a stop of this unit takes a member from: by the target commit, and by the one that is live, if asked.
+fn groups_of(groups: &[&Group], unit: &UnitName, live: Option<&RanWith>) -> Vec<GroupId> {
     let target = groups.iter().filter(|group| group.unit == *unit);
     let mut ids: BTreeSet<GroupId> =
         target.flat_map(|group| group.aliases.iter().cloned().chain([group.id.clone()])).collect();
-    if let Some(ran) = known.units.get(unit) {
+    if let Some(ran) = live {
         ids.extend(ran.groups.iter().cloned());
     }
     ids.into_iter().collect()
@@ -117,7 +129,7 @@ fn consider<'a>(placed: &'a Placed, observed: &Observed, known: &Known, batch: &
                 return;
             }
             if let FileChange::Blocked(what) = change {
-                batch.blocked.push((id, what));
+                batch.blocked.push(Blocked { id, reason: reason::APPLY_FAILED, why: what });
                 return;
             }
             // What we last put there is what is wanted: somebody else changed it since.
@@ -127,11 +139,8 @@ fn consider<'a>(placed: &'a Placed, observed: &Observed, known: &Known, batch: &
                 FileState::Regular(regular) => regular.bytes.clone(),
                 _ => None,
             };
-            let before_known = match state {
-                FileState::Regular(regular) => known.owned.get(&id).and_then(|o| o.content) == Some(regular.digest),
-                _ => false,
-            };
-            batch.files.push(FileWrite { spec, change, why, origin: &placed.origin, before, before_known });
+            let secret = spec.content.is_secret() || known.owned.get(&id).is_some_and(|owned| owned.secret);
+            batch.files.push(FileWrite { spec, change, why, origin: &placed.origin, before, secret });
         }
         Resource::Package(spec) => {
             let unknown = crate::resource::package::PackageState::Unknown("was not asked".to_owned());
@@ -150,7 +159,9 @@ fn consider<'a>(placed: &'a Placed, observed: &Observed, known: &Known, batch: &
             Some(ActionState::Done) => {}
             // Membership changes belong to holds of their own kind and run with them.
             _ if !spec.on.is_empty() => {}
-            Some(ActionState::Unknown(why)) => batch.blocked.push((id, why.clone())),
+            Some(ActionState::Unknown(why)) => {
+                batch.blocked.push(Blocked { id, reason: reason::APPLY_FAILED, why: why.clone() });
+            }
             Some(ActionState::Needed) | None => batch.actions.push(spec),
         },
         Resource::Unit(_) => {}
@@ -259,6 +270,22 @@ fn consider_unit<'a>(
         HoldNeed::None
     };
     batch.hold = batch.hold.max(need);
+}
+
+/// Nothing but reloads that the repository wants without a hold, and nothing new but what they are for.
+fn reloads_freely<'a>(batch: &Batch<'_>, mut placed: impl Iterator<Item = &'a Placed>) -> bool {
+    let free = |action: &UnitMove<'_>| matches!(action, UnitMove::Reload(unit) if !unit.reload_hold);
+    let more = !batch.packages.is_empty() || !batch.artifacts.is_empty() || !batch.actions.is_empty();
+    let news = batch.files.iter().filter(|file| file.why == Why::Intended).map(|file| &file.spec.path);
+    let news: BTreeSet<&HostPath> = news.collect();
+    let only_reloads = |placed: &Placed| placed.restarts.is_empty() && placed.before.is_empty();
+    !batch.moves.is_empty()
+        && batch.moves.iter().all(free)
+        && !more
+        && placed.all(|placed| match &placed.resource {
+            Resource::File(spec) => only_reloads(placed) || !news.contains(&spec.path),
+            _ => true,
+        })
 }
 
 enum RunsWith {

@@ -9,7 +9,7 @@ use similar::{ChangeTag, TextDiff};
 
 use crate::name::{HostPath, NodeName};
 use crate::plan::fleetwide::{FileDiff, FleetPlan};
-use crate::plan::{FileWrite, HoldNeed, Plan, Why};
+use crate::plan::{Blocked, FileWrite, HoldNeed, Plan, Why};
 use crate::resource::file::FileChange;
 
 /// Marks around parts of the text; empty where there is no colour.
@@ -47,7 +47,8 @@ fn clock(secs: u64) -> String {
     format!("{}:{:02}", secs / 60, secs % 60)
 }
 
-fn plural(count: usize, one: &str) -> String {
+/// `1 file`, `2 files`.
+pub fn plural(count: usize, one: &str) -> String {
     if count == 1 { format!("1 {one}") } else { format!("{count} {one}s") }
 }
 
@@ -288,7 +289,7 @@ pub fn node(plan: &Plan<'_>, paint: Paint) -> String {
         for unit in &batch.retire {
             let _ = writeln!(out, "  - {unit}: stop, disable");
         }
-        for (id, why) in &batch.blocked {
+        for Blocked { id, why, .. } in &batch.blocked {
             let _ = writeln!(out, "  ! {id}: {why}");
         }
     }
@@ -304,7 +305,7 @@ fn node_file(file: &FileWrite<'_>, paint: Paint) -> String {
             let mut out = format!("  ~ {}{why}\n", file.spec.path);
             match &file.before {
                 // What is there may hold a secret, ours or somebody's: not shown.
-                Some(_) if file.spec.content.is_secret() => out.push_str("    (has secrets: not shown)\n"),
+                Some(_) if file.secret => out.push_str("    (has secrets: not shown)\n"),
                 Some(before) => out.push_str(&text_diff(before, file.spec.content.shown(), paint)),
                 None => {}
             }

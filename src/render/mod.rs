@@ -22,6 +22,7 @@ use self::context::Shared;
 use self::functions::{Pass, placeholder};
 use self::lint::{Scene, Source};
 use self::role::{Compiled, folder};
+use crate::fleet::check::is_protected;
 use crate::fleet::problem::Problem;
 use crate::fleet::select::{NodeSpec, select};
 use crate::fleet::{Cluster, Declared, Fleet, Group, Role, schema};
@@ -435,6 +436,11 @@ impl<'p> Part<'p> {
         if !is_plain_path(&path) {
             let title = format!("{path:?} is no plain absolute path");
             stage.problems.push(self.problem("bad-path", declared, title));
+            return;
+        }
+        if let Some(why) = is_protected(&path) {
+            let title = format!("a role must not write {path}: {why}");
+            stage.problems.push(self.problem("protected-path", declared, title));
             return;
         }
         let path = HostPath::new(path);

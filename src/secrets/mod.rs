@@ -40,16 +40,14 @@ pub enum SecretError {
     #[error("secret {name}: {path} is not in the commit")]
     Missing { name: SecretName, path: String },
     #[error(
-        "secret {name}: {path} is not the file that secrets.toml describes (sha256 {found}); run `converger secret rekey`"
+        "secret {name}: {path} is not the file that secrets.toml describes (sha256 {found}); encrypt it again and write its new digest there"
     )]
     Digest { name: SecretName, path: String, found: String },
     #[error(
-        "secret {name} cannot be opened by this node ({recipient}): grant it to the node in secrets.toml and re-encrypt it with `converger secret rekey`"
+        "secret {name} cannot be opened by this node ({recipient}): grant it to the node in secrets.toml and encrypt it again with `age`, to its recipient too"
     )]
     NotARecipient { name: SecretName, recipient: String },
-    #[error(
-        "secret {name}: the file is no intact age file for recipients ({why}); encrypt it again with `converger secret edit`"
-    )]
+    #[error("secret {name}: the file is no intact age file for recipients ({why}); encrypt it again with `age`")]
     Damaged { name: SecretName, why: String },
 }
 
@@ -80,6 +78,11 @@ impl Unsealed {
             Some(Some(Err(reason))) => Opened::Sealed(reason),
             Some(None) => Opened::Sealed("the secret is not granted to this node"),
         }
+    }
+
+    /// The secrets that could be opened.
+    pub fn opened(&self) -> impl Iterator<Item = (&SecretName, &Secret)> {
+        self.opened.iter().flatten().filter_map(|(name, result)| Some((name, result.as_ref().ok()?)))
     }
 
     /// The secrets that could not be opened, and why.

@@ -308,12 +308,12 @@ check_keepalived() {
       in_net "$node" ip addr add "$address/32" dev lo 2>/dev/null || true
     done
   done
-  for interface in $(grep -oP '^\s+interface \K\S+' "$rendered/$one/etc/keepalived/keepalived.conf"); do
+  for interface in $(grep -oP '^\s+interface \K\S+' "$rendered/$one/etc/keepalived/keepalived.conf" | sort -u); do
     for node in "$one" "$two"; do in_net "$node" ip link del "$interface"; done
     ip link add "$interface" netns "${net_of[$one]}" type veth peer name "$interface" netns "${net_of[$two]}"
     for node in "$one" "$two"; do
       address=$(awk -v want="$interface" '$1 == "interface" { at = $2 } $1 == "unicast_src_ip" && at == want { print $2 }' \
-        "$rendered/$node/etc/keepalived/keepalived.conf")
+        "$rendered/$node/etc/keepalived/keepalived.conf" | sort -u)
       in_net "$node" ip addr add "$address/24" dev "$interface"
       in_net "$node" ip link set "$interface" up
     done

@@ -480,7 +480,7 @@ impl<'a, 't> Check<'a, 't> {
                     let document = &self.documents.secrets;
                     let line = document.line(document.value(&["secrets", name.as_str(), "grant"]).start);
                     let help =
-                        format!("widen the grant in {}:{line}, then converger secret rekey {name}", document.path);
+                        format!("widen the grant in {}:{line}, then encrypt {name} again with `age`", document.path);
                     self.problems.push(problem.help(help));
                 }
             }
@@ -584,12 +584,13 @@ pub fn mistake_in_path(path: &str) -> Option<&'static str> {
     }
 }
 
-/// Why no role may write here; also for the renderer, once expressions are gone.
+/// Why no role may write here. Asked of what a role says, of what its expressions make of it, and by the host of where a
+/// path leads in the end.
 pub fn is_protected(path: &str) -> Option<&'static str> {
     let below = |folder: &str| path.strip_prefix(folder).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
-    if path.starts_with("/etc/converger/trust") {
-        Some("the node's trust root is not the repository's to change")
-    } else if below("/var/lib/converger") || below("/run/converger") || below("/var/cache/converger") {
+    if below("/etc/converger") {
+        Some("the node's trust root, settings and keys are not the repository's to change")
+    } else if OWN.into_iter().any(below) || path.starts_with("/.converger-") {
         Some("converger's own state")
     } else if ["/proc", "/sys", "/dev", "/boot"].into_iter().any(below) {
         Some("not a place for files of roles")
@@ -597,6 +598,9 @@ pub fn is_protected(path: &str) -> Option<&'static str> {
         None
     }
 }
+
+const OWN: [&str; 5] =
+    ["/var/lib/converger", "/run/converger", "/var/run/converger", "/run/converger-validate", "/var/cache/converger"];
 
 #[cfg(test)]
 mod tests {
@@ -611,10 +615,18 @@ mod tests {
         for bad in ["", "etc/x", "/", "/etc/", "/etc//x", "/etc/../x", "/etc/./x", "/a\0b", "/a\nb", &long] {
             assert!(mistake_in_path(bad).is_some(), "{bad}");
         }
-        for bad in ["/etc/converger/trust.toml", "/etc/converger/trust", "/var/lib/converger/x", "/proc/1", "/boot"] {
+        for bad in ["/etc/converger/trust.toml", "/etc/converger/trust", "/var/lib/converger/x", "/proc/1", "/boot"]
+            .into_iter()
+            .chain([
+                "/etc/converger/agent.toml",
+                "/etc/converger/age.key",
+                "/var/run/converger/x",
+                "/.converger-stage/x",
+            ])
+        {
             assert!(is_protected(bad).is_some(), "{bad}");
         }
-        for good in ["/etc/converger/agent.toml", "/var/lib/convergers", "/device", "/etc/systemd/system/x.service"] {
+        for good in ["/etc/convergers/x", "/var/lib/convergers", "/device", "/etc/systemd/system/x.service"] {
             assert_eq!(is_protected(good), None, "{good}");
         }
     }

@@ -77,7 +77,9 @@ impl<'a> Check<'a, '_> {
                     let problem = document
                         .error(rule::SECRET_MISSING_FILE, format!("secret {name} has no file"))
                         .at(document.key(&["secrets", name.as_str()]), format!("no {}", secret.path));
-                    self.problems.push(problem.help(format!("converger secret encrypt {name}")));
+                    self.problems.push(problem.help(format!(
+                        "encrypt it with `age -R RECIPIENTS -o secrets/{name}.age` in the environment's folder"
+                    )));
                 }
                 Some(_) if !is_sha256(&secret.sha256) => {
                     let problem = document.error(rule::BAD_DIGEST, format!("sha256 of secret {name} is not a SHA-256"));
@@ -108,7 +110,9 @@ impl<'a> Check<'a, '_> {
                 let label = format!("not the digest of the {} {nodes} granted and the operators", readers.len());
                 let problem =
                     document.error(rule::SECRET_RECIPIENTS, title).at(document.value(&path("recipients")), label);
-                self.problems.push(problem.help(format!("converger secret rekey {name}")));
+                self.problems.push(problem.help(format!(
+                    "encrypt {name} with `age` to these recipients, and write both digests to secrets.toml"
+                )));
             }
         }
         for (node, secrets) in without_key {
@@ -122,7 +126,9 @@ impl<'a> Check<'a, '_> {
             let document = &self.documents.topology;
             let problem = document.error(rule::NODE_WITHOUT_RECIPIENT, title);
             let span = document.key(&["nodes", node.as_str()]);
-            self.problems.push(problem.at(span, "no recipient").help("converger enroll, on the node, prints it"));
+            self.problems.push(
+                problem.at(span, "no recipient").help("`age-keygen -y /etc/converger/age.key`, on the node, prints it"),
+            );
         }
         let folder = format!("environments/{}/secrets", environment.name);
         for (path, _) in self.fleet.tree.below(&folder) {
@@ -182,7 +188,7 @@ impl<'a> Check<'a, '_> {
             let problem = document.warning(rule::SAMPLE_RECIPIENT, title);
             let span = document.value(&["nodes", first.name.as_str(), "recipient"]);
             let problem = problem.at(span, "everybody has its private key");
-            self.problems.push(problem.help("converger enroll, on the node, prints its own"));
+            self.problems.push(problem.help("`age-keygen` on the node makes its own"));
         }
     }
 }

@@ -30,6 +30,8 @@ pub struct Document<'t> {
     pub path: RepoPath,
     text: &'t str,
     table: OnceCell<DeTable<'t>>,
+    /// Where its lines end.
+    ends: OnceCell<Vec<usize>>,
 }
 
 /// Collects what is wrong with the form of the files it reads.
@@ -44,7 +46,7 @@ impl<'t> Reader<'t> {
     /// The file's content; `None` if it is not there (no problem) or cannot be used (told in `problems`).
     pub fn read<T: DeserializeOwned>(&mut self, path: impl Into<RepoPath>) -> (Document<'t>, Option<T>) {
         let path = path.into();
-        let mut document = Document { path, text: "", table: OnceCell::new() };
+        let mut document = Document { path, text: "", table: OnceCell::new(), ends: OnceCell::new() };
         let Some(bytes) = self.tree.get(document.path.as_str()) else {
             return (document, None);
         };
@@ -150,7 +152,8 @@ impl<'t> Document<'t> {
 
     /// 1-based.
     pub fn line(&self, offset: usize) -> usize {
-        1 + self.text.as_bytes().iter().take(offset).filter(|byte| **byte == b'\n').count()
+        let ends = self.ends.get_or_init(|| self.text.match_indices('\n').map(|(at, _)| at).collect());
+        1 + ends.partition_point(|end| *end < offset)
     }
 
     /// Where the value at this path stands; of the deepest part of the path that there is.
