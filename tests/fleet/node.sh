@@ -117,7 +117,7 @@ repository() {
   ssh-keygen -q -t ed25519 -N '' -C founder -f "$DIR/founder"
   for name in operator $ALL; do age-keygen -o "$DIR/$name.age" 2>/dev/null; done
   local environment=$FLEET/environments/production node
-  mkdir "$environment/secrets"
+  mkdir -p "$environment/secrets" "$FLEET/trust"
   printf 'secret-4711\n' | age $(recipients | sed 's/^/-r /') -o "$environment/secrets/token.age"
   cat >"$environment/secrets.toml" <<END
 operators = ["$(sed -n 's/# public key: //p' "$DIR/operator.age")"]
