@@ -17,7 +17,7 @@ use crate::report::{Report, State};
 /// logs to the journal; SIGHUP makes it look now, SIGTERM lets it finish the batch at hand.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Converge once (waiting for the own member to settle) and exit
+    /// Converge once (waiting up to 10 minutes for the own member to settle) and exit
     #[arg(long)]
     once: bool,
     /// Converge into this directory, without privileges and without systemd (units are only recorded)
