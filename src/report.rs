@@ -203,3 +203,21 @@ pub fn collect(store: &dyn LockStore) -> Result<(BTreeMap<NodeName, Report>, Vec
     }
     Ok((reports, unreadable))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_steers_nobodys_terminal() {
+        let (node, environment) = (NodeName::from("web01"), EnvironmentName::from("production"));
+        let mut report = Report::new(&node, &environment, Timestamp::UNIX_EPOCH);
+        report.sentence = "\u{1b}[2Jgone".to_owned();
+        report.target = Some(At { commit: CommitId::from("zz\u{7}"), seq: 1, subject: "a\n\u{1b}]0;b".to_owned() });
+        let report = report.harmless();
+        let target = report.target.unwrap();
+        for text in [report.sentence.as_str(), target.subject.as_str(), target.commit.as_str()] {
+            assert!(!text.contains(char::is_control), "{text:?}");
+        }
+    }
+}
