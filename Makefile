@@ -5,7 +5,9 @@ SHELL := /bin/bash
 CACHE := $(CURDIR)/.cache
 export CONVERGER_CACHE := $(CACHE)
 
-.PHONY: help setup demo test test-fleet test-platform bench lint docs bless clean
+SECONDS ?= 60
+
+.PHONY: help setup demo test test-fleet test-platform test-etcd test-gates model crash histories sim fuzz bench lint docs bless clean
 
 help: ## What there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -27,10 +29,51 @@ test-platform: setup ## The real servers' own checks on every rendered file
 	@rm -rf target/rendered && target/debug/converger --repo repo-template render --all --out target/rendered
 	tests/platform/run target/rendered
 
-test-fleet: setup ## Units, and a fleet of three with etcd, on real systemd machines (root; debootstrap, systemd-container)
+test-gates: setup ## Patroni, ZooKeeper and Kafka clusters for real, asked by the checks (root; about five minutes, 2 GB of memory)
+	tools/gate-servers
+	cargo test --locked --test gates -- --include-ignored --test-threads=1
+
+test-fleet: setup ## Units, packages, programs of roles, an enrolment, a fleet of three with etcd, changes that take nodes away, singletons, and agents that update themselves, on real systemd machines (root; debootstrap, systemd-container)
 	tests/fleet/units.sh
+	tests/fleet/programs.sh
+	tests/fleet/packages.sh
+	tests/fleet/enroll.sh
 	@tools/etcd >/dev/null
 	tests/fleet/node.sh
+	tests/fleet/risk.sh
+	tests/fleet/singleton.sh
+	tests/fleet/update.sh
+
+test-etcd: ## Three etcd members in networks of their own, and everything that can happen to them, for longer (root; about 15 minutes)
+	@tools/setup test
+	CONVERGER_ETCD_SECS=4 CONVERGER_ETCD_ROUNDS=8 cargo test --locked --test etcd_three -- --nocapture
+	CONVERGER_ROLLS=20 cargo test --locked --test etcd_latency -- --nocapture
+
+crash: setup ## Kill, fail and unplug an agent at every effect of an apply (root; about 45 minutes)
+	@tools/setup test
+	CONVERGER_CRASH_EVERY=1 CONVERGER_CRASH_KILLS=400 cargo test --locked --test crash -- --nocapture
+	CONVERGER_FAULT_EVERY=1 CONVERGER_FAULT_ERRORS=2 cargo test --locked --test faults -- --nocapture
+	CONVERGER_POWER_EVERY=3 cargo test --locked --test power_cut -- --nocapture
+	CONVERGER_FILES=100000 cargo test --locked --release --test many_files -- --nocapture
+
+model: setup ## Every state of small fleets under the hold protocol, and every weakened rule (some minutes, 2 GiB; ONLY="own store": one of them)
+	@mkdir -p target
+	@cargo rustc --locked --quiet --test model --profile test -- -C opt-level=3 --emit=link=target/model-checker
+	CONVERGER_MODEL=all $(if $(ONLY),CONVERGER_MODEL_ONLY="$(ONLY)") target/model-checker --nocapture --test-threads=1
+
+histories: setup ## 100,000 random histories, judged by two verifiers (HISTORIES=n), and the tally of their reasons
+	CONVERGER_HISTORIES=$${HISTORIES:-100000} cargo test --locked --release --test histories -- --nocapture
+
+sim: setup ## Whole fleets, simulated: SEEDS=n small ones (5,000), some of the template's 65 nodes, two of 1,000
+	CONVERGER_SIM_SEEDS=$${SEEDS:-5000} CONVERGER_SIM_TEMPLATES=50 CONVERGER_SIM_GENERATED=2 CONVERGER_SIM_NODES=1000 \
+		cargo test --locked --release --test sim -- --nocapture
+
+fuzz: setup ## Every parser of foreign bytes under libFuzzer, SECONDS=60 each; installs cargo-fuzz if it is missing
+	@command -v cargo-fuzz >/dev/null || { echo "cargo-fuzz is missing, installing it"; cargo install --locked cargo-fuzz; }
+	@cd fuzz && export RUSTC_BOOTSTRAP=1 ASAN_OPTIONS=detect_odr_violation=0 && for target in $$(ls seeds); do \
+		echo "== $$target"; mkdir -p corpus/$$target; \
+		cargo fuzz run $$target corpus/$$target seeds/$$target -- -max_total_time=$(SECONDS) -print_final_stats=1 || exit 1; \
+	done
 
 bench: setup ## Measure, and write docs/performance.md (BENCH=--short: each thing once, nothing written)
 	cargo bench --locked --bench budgets -- $(BENCH)

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use converger::git::Repository;
+use converger::git::{Children, Repository};
 use converger::settings::TrustRoot;
 use sha2::Digest as _;
 
@@ -243,7 +243,8 @@ fn signature_chain(bench: &Bench, table: &mut Table, short: bool) {
     let trust = bench.trust(&introduction.to_string(), &chain);
     let root = TrustRoot::parse(&trust, &bench.dir.path().join("trust.toml")).unwrap();
     let (state, cache) = (bench.dir.path().join("chain-state"), bench.dir.path().join("chain-cache"));
-    let mut node = Repository::open(&state, &cache).unwrap();
+    let children = Children { program: CONVERGER.into(), user: None };
+    let mut node = Repository::open(&state, &cache, &children).unwrap();
     let fetched = node.fetch(&root, None).unwrap();
     let cost = inside(|| assert_eq!(fetched.verify(&root, None).unwrap().commit().as_str(), parent.to_string()));
     let rate = commits as f64 / cost.cpu_ms() * 1e3;

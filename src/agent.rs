@@ -4,33 +4,41 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::Duration;
 
 use crate::clock::{Clock, SystemClock};
 use crate::disk::{self, DiskError, Exclusive};
-use crate::drift::DriftWatch;
-use crate::git::Repository;
+use crate::drift::{Lookout, Touched};
+use crate::errno;
+use crate::fleetlock::desk::Desk;
+use crate::fleetlock::{listen, protocol as fleetlock};
 use crate::git::accepted::AcceptedFiles;
-use crate::host::Host;
+use crate::git::{Children, Repository};
 use crate::host::command::{Command, KEPT_BYTES_MAX};
 use crate::host::linux::LinuxHost;
+use crate::host::programs::{self, Program};
 use crate::host::units::Systemd;
+use crate::host::{Contained, Host as _, Query};
 use crate::ledger::Ledger;
+use crate::lock::instance::{BEAT, Instance};
 use crate::lock::protocol;
-use crate::lock::store::{self, LockStore, StoreError, Transaction, Watch, Write};
+use crate::lock::session;
+use crate::lock::store::{self, LockStore, Outcome, StoreError, Watch};
 use crate::name::{HostPath, UnitName};
 use crate::pacing;
 use crate::paths::Paths;
-use crate::pipeline::{self, Mode, PipelineError, Ran, World};
+use crate::pipeline::{self, Inquiry, Mode, PipelineError, Ran, World, touched};
 use crate::probe::{self, LiveProbe, Probe, RecorderProbe};
 use crate::reason::{self, Exit, Reason, chain};
 use crate::report::State;
-use crate::resource::Digest;
 use crate::resource::unit::Active;
+use crate::resource::{Digest, Kind};
 use crate::secrets::identities::Identities;
 use crate::settings::{Access, Rooted, Settings, TrustRoot};
 use crate::settle::Vigil;
+use crate::singletons::Singletons;
+use crate::update::{Ended, Errand, Next, Updater, launch};
 use crate::wake::{Wake, Wakes};
 
 /// Something that keeps an agent from starting at all.
@@ -49,10 +57,24 @@ impl StartError {
     fn disk(error: DiskError) -> Self {
         let reason = match error {
             DiskError::NotPrivate { .. } => reason::SETTINGS,
-            DiskError::Io { .. } | DiskError::TooLarge { .. } => reason::APPLY_FAILED,
+            DiskError::Io { .. } | DiskError::TooLarge { .. } => return Self::machine(error),
         };
         Self::new(reason, chain(&error))
     }
+
+    fn machine(error: impl std::error::Error + 'static) -> Self {
+        Self::new(errno::reason_of(&error).unwrap_or(reason::APPLY_FAILED), chain(&error))
+    }
+}
+
+/// What an agent is started for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Purpose {
+    Converge,
+    /// It fetches and judges as any other, and takes no step on the host.
+    DryRun,
+    /// To look beside an agent that runs, or without one: nothing at all is written.
+    Look,
 }
 
 /// An agent with all it needs, before its first run.
@@ -66,33 +88,42 @@ pub struct Agent {
     identities: Identities,
     host: LinuxHost<'static>,
     probe: Box<dyn Probe + Sync>,
-    store: Result<Box<dyn LockStore>, StoreError>,
+    store: Result<Arc<dyn LockStore>, StoreError>,
+    instance: Instance,
     vigil: Vigil,
+    singletons: Singletons,
+    updater: Updater,
+    inquiry: Inquiry,
     local: Digest,
     wakes: Wakes,
+    /// Where others ask who want to reboot this machine.
+    desk: Option<Desk>,
     stop: Arc<AtomicBool>,
-    _only_one: Exclusive,
+    /// Of the store, as the last sign of life was answered.
+    revision: AtomicI64,
+    _only_one: Option<Exclusive>,
 }
 
 /// Local settings are small.
 const SETTINGS_BYTES_MAX: u64 = 1 << 20;
 /// `--once` waits this long for its own member to settle; a first member alone never does.
 const ONCE_MAX: Duration = Duration::from_secs(600);
-/// A node without a sign of life for this long is silent.
-pub const BEAT: Duration = Duration::from_secs(90);
 /// After a run that failed here, what moves in the store wakes us no sooner than this: a hold that was claimed and given
 /// back for nothing moves there too.
 const FAILED_PAUSE: Duration = Duration::from_secs(10);
 
+/// An update that waits, or a trial whose first run was not good enough, is looked at again after this.
+const UPDATE_SOON: Duration = Duration::from_secs(5);
+
 impl Agent {
     /// `root`: the directory that stands for `/`; `None`: the machine itself.
-    pub fn start(settings_file: &Path, root: Option<&Path>) -> Result<Self, StartError> {
+    pub fn start(settings_file: &Path, root: Option<&Path>, purpose: Purpose) -> Result<Self, StartError> {
         // Before anything starts a thread: a thread that does not block them would die of these signals.
         let (wakes, stop) = (Wakes::default(), Arc::new(AtomicBool::new(false)));
         signals(&wakes, &stop);
         let usage = |message: String| StartError::new(reason::SETTINGS, message);
         let read = |path: &Path| -> Result<Vec<u8>, StartError> {
-            disk::read_bounded(path, SETTINGS_BYTES_MAX)
+            disk::read_trusted(path, SETTINGS_BYTES_MAX)
                 .map_err(|error| usage(chain(&error)))?
                 .ok_or_else(|| usage(format!("{}: no such file", path.display())))
         };
@@ -106,17 +137,21 @@ impl Agent {
         let identities = Identities::load(&settings.identities)
             .map_err(|error| StartError::new(reason::IDENTITY_PERMISSIONS, chain(&error)))?;
         let root_dir = root.map_or_else(|| PathBuf::from("/"), Path::to_owned);
-        if root.is_some() {
-            disk::create_dirs(&root_dir).map_err(StartError::disk)?;
-        }
         let paths = Paths::below(&root_dir);
-        for dir in [paths.state(), paths.cache(), paths.run()] {
-            disk::create_dirs(&dir).map_err(StartError::disk)?;
-        }
-        let only_one = Exclusive::acquire(&paths.lock())
-            .map_err(StartError::disk)?
-            .ok_or_else(|| usage(format!("another agent works on {} already", paths.state().display())))?;
-        let repository = Repository::open(&paths.state(), &paths.cache())
+        let only_one = match purpose {
+            Purpose::Converge | Purpose::DryRun => Some(alone(&root_dir, &paths)?),
+            Purpose::Look if paths.state().is_dir() => None,
+            Purpose::Look => {
+                return Err(usage(format!("no agent has run here: there is no {}", paths.state().display())));
+            }
+        };
+        // Below a root the machine's users are none of our business.
+        let children = match rooted {
+            Rooted::Host => Children::of_the_machine(),
+            Rooted::Below => Ok(Children::as_we_are()),
+        };
+        let repository = children
+            .and_then(|children| Repository::open(&paths.state(), &paths.cache(), &children))
             .map_err(|error| StartError::new(error.reason(), chain(&error)))?;
         let accepted = AcceptedFiles::open(&paths.state()).map_err(StartError::disk)?;
         // Without it this node would believe an older branch; what is damaged is for an operator to look at.
@@ -127,22 +162,41 @@ impl Agent {
                 format!("{} cannot be read, and no other copy is left of what was last accepted", damaged.display());
             return Err(StartError::new(reason::ROLLBACK, what));
         }
-        let ledger =
-            Ledger::open(&paths.ledger()).map_err(|error| StartError::new(reason::APPLY_FAILED, chain(&error)))?;
-        let host = match root {
-            Some(root) => LinuxHost::sandbox(root, &SystemClock),
-            None => LinuxHost::machine(&SystemClock),
+        let ledger = match purpose {
+            Purpose::Converge | Purpose::DryRun => Ledger::open(&paths.ledger()),
+            Purpose::Look => Ledger::look(&paths.ledger()),
         }
-        .map_err(|error| StartError::new(reason::APPLY_FAILED, chain(&error)))?;
+        .map_err(StartError::machine)?;
+        let host = match (purpose, root) {
+            (Purpose::Converge, Some(root)) => LinuxHost::sandbox(root, &SystemClock),
+            (Purpose::Converge, None) => LinuxHost::machine(&SystemClock),
+            (Purpose::DryRun | Purpose::Look, root) => LinuxHost::look(root, &SystemClock),
+        }
+        .map_err(StartError::machine)?;
+        if purpose == Purpose::Converge {
+            let known = ledger.known().map_err(StartError::machine)?;
+            let files = known.owned.keys().filter(|id| id.kind == Kind::File);
+            host.clean(files.map(|id| id.name.as_str())).map_err(StartError::machine)?;
+        }
         let probe: Box<dyn Probe + Sync> = match &settings.sandbox {
             Some(sandbox) => {
                 let roots = root_dir.join(&sandbox.roots).display().to_string();
                 Box::new(RecorderProbe { roots })
             }
-            None => Box::new(live_probe()),
+            None => Box::new(live_probe(rooted)),
         };
-        let store = store::open(settings.store.clone().into(), &trust.fleet, settings.environment.as_str());
+        let store = match purpose {
+            Purpose::Converge | Purpose::DryRun => {
+                store::open(settings.store.clone().into(), &trust.fleet, settings.environment.as_str()).map(Arc::from)
+            }
+            // Whoever opens a store signs in to it.
+            Purpose::Look => Err(StoreError::Settings { why: "nobody asks it".to_owned() }),
+        };
         let local = Digest::of_parts([env!("CARGO_PKG_VERSION").as_bytes(), &settings_bytes, &trust_bytes]);
+        let updater = Updater::new(&paths, rooted);
+        let singletons = Singletons::new(&paths.run(), rooted);
+        let boot_id = host.observe(&Query::default()).map_err(StartError::machine)?.boot_id;
+        let instance = Instance::new(settings.node.clone(), boot_id);
         Ok(Self {
             settings,
             root: trust,
@@ -154,15 +208,22 @@ impl Agent {
             host,
             probe,
             store,
+            instance,
             vigil: Vigil::default(),
+            singletons,
+            updater,
+            inquiry: Inquiry::default(),
             local,
             wakes,
+            desk: None,
             stop,
+            revision: AtomicI64::new(0),
             _only_one: only_one,
         })
     }
 
     pub fn run(&mut self, mode: Mode) -> Result<Ran, PipelineError> {
+        let host = Contained(&self.host);
         let mut world = World {
             settings: &self.settings,
             root: &self.root,
@@ -171,16 +232,34 @@ impl Agent {
             accepted: &mut self.accepted,
             ledger: &mut self.ledger,
             identities: &self.identities,
-            host: &self.host as &dyn Host,
+            host: &host,
             store: self.store.as_deref(),
+            doubled: self.instance.doubled(),
             probe: &*self.probe,
             clock: &SystemClock,
             stop: &self.stop,
             vigil: &mut self.vigil,
+            singletons: &mut self.singletons,
+            updater: &mut self.updater,
             local: self.local,
             mode,
+            inquiry: &mut self.inquiry,
+            asked: self.desk.as_ref().and_then(Desk::waiting),
         };
         pipeline::run(&mut world)
+    }
+
+    /// From here on others may ask, if the settings say where; the runs of [`Agent::stay`] answer.
+    pub fn listen(&mut self) -> Result<(), StartError> {
+        let Some(at) = &self.settings.fleetlock else { return Ok(()) };
+        let machine = self.paths.root().join("etc/machine-id");
+        let machine = disk::read_bounded(&machine, SETTINGS_BYTES_MAX).map_err(StartError::disk)?;
+        let machine = machine.and_then(|id| fleetlock::zincati_id(&String::from_utf8_lossy(&id)));
+        let ids = machine.into_iter().chain([self.settings.node.to_string()]).collect();
+        let desk = Desk::new(self.wakes.waker());
+        listen::listen(at, ids, desk.clone()).map_err(|error| StartError::new(reason::SETTINGS, chain(&error)))?;
+        self.desk = Some(desk);
+        Ok(())
     }
 
     /// Until this node is converged, or cannot get further without others, or has settled for too long. Told after every run.
@@ -192,6 +271,9 @@ impl Agent {
             self.beat(&mut last_beat);
             let ran = self.run(mode)?;
             told(&ran);
+            if self.updater.goes_on_here() && self.update(Ok(&ran)) == Some(Duration::ZERO) {
+                continue;
+            }
             let patient = SystemClock.awake().saturating_sub(began) < ONCE_MAX;
             let settling = ran.report.reason == reason::SETTLING.id && ran.report.exit() == Exit::Waiting;
             match ran.again_in {
@@ -207,64 +289,92 @@ impl Agent {
     pub fn stay(&mut self, mut told: impl FnMut(&Result<Ran, PipelineError>)) -> Exit {
         let wakes = std::mem::take(&mut self.wakes);
         let node = self.settings.node.clone();
-        let mut drift: Option<DriftWatch> = None;
-        let mut watched: Vec<HostPath> = Vec::new();
-        let mut interests = vec![protocol::WAKE.to_owned()];
-        let mut peers = self.watch(&wakes, &interests);
+        if let Ok(store) = &self.store {
+            self.singletons.begin(&node, store.clone(), wakes.waker());
+        }
+        let waker = wakes.waker();
+        let mut files = Lookout::new(move || waker.wake(Wake::Drift));
+        let (mut touches, mut last_touch) = (0, Duration::ZERO);
+        let _pushed = self.watch(&wakes, &[protocol::WAKE.to_owned()], Wake::Pushed);
+        let mut interests = Vec::new();
+        let mut peers = None;
         let mut failures = 0;
         let mut last_beat: Option<Duration> = None;
         for round in 0.. {
             self.beat(&mut last_beat);
+            // This run looks at all of it.
+            drop(files.take());
             let ran = self.run(Mode::Apply);
             told(&ran);
+            // What was not watched while this run looked may have moved meanwhile.
+            let mut look_again = false;
             let again_in = match &ran {
                 Ok(ran) => {
                     failures = if ran.report.exit() == Exit::Unreachable { failures + 1 } else { 0 };
-                    if let Some(managed) = &ran.managed {
-                        let paths: Vec<HostPath> = self.watchable(managed);
-                        if paths != watched || drift.is_none() {
-                            // The old one ends first: a machine has few inotify instances, and a sandbox many agents.
-                            drop(drift.take());
-                            drift = self.watch_files(&wakes, &paths);
-                            watched = paths;
-                        }
-                    }
+                    let root = self.machine();
+                    let paths = ran.managed.as_ref().map(|managed| self.watchable(managed));
+                    let resting = ran.resting.iter().map(|path| below(&root, path)).collect();
+                    look_again |= files.keep(paths, resting);
                     if let Some(new) = &ran.interests
                         && *new != interests
                     {
+                        look_again |= new.iter().any(|key| !interests.contains(key));
                         interests.clone_from(new);
                         drop(peers.take());
-                        peers = self.watch(&wakes, &interests);
+                        peers = self.watch(&wakes, &interests, Wake::Store);
                     }
-                    ran.again_in
+                    if look_again { Some(Duration::ZERO) } else { ran.again_in }
                 }
                 Err(_) => {
                     failures += 1;
                     None
                 }
             };
+            let again_in = sooner(again_in, self.update(ran.as_ref()));
             let failed = ran.as_ref().is_ok_and(|ran| ran.report.state == State::Failed);
-            let mut pause = if failed { FAILED_PAUSE } else { Duration::ZERO };
+            let mut pause = if failed { FAILED_PAUSE } else { pacing::in_a_crowd(interests.len()) };
             if again_in.is_none() {
                 crate::memory::let_go_of_code();
             }
             let mut sleep = pacing::next(&node, self.settings.poll, round, failures, again_in);
+            // Files that are touched all the time are looked at now and then.
+            let mut calm = pacing::after_touch(touches);
+            let mut touched = false;
+            self.inquiry.is_no_news = true;
             loop {
                 let began = SystemClock.awake();
-                let woken = wakes.wait(sleep.min(BEAT / 3));
+                let nap = if touched { sleep.min(calm) } else { sleep };
+                let woken = wakes.wait(nap.min(BEAT / 3));
                 if woken.contains(&Wake::Shutdown) || self.stop.load(Ordering::Relaxed) {
+                    self.singletons.end();
+                    if let Ok(store) = &self.store {
+                        self.instance.leave(&**store);
+                    }
                     return Exit::Done;
                 }
+                self.inquiry.is_no_news &= woken.iter().all(|wake| self.is_no_news(*wake));
                 let passed = SystemClock.awake().saturating_sub(began);
-                sleep = sleep.saturating_sub(passed);
-                pause = pause.saturating_sub(passed);
+                for left in [&mut sleep, &mut pause, &mut calm] {
+                    *left = left.saturating_sub(passed);
+                }
                 if woken.iter().all(|wake| *wake == Wake::Store) && !pause.is_zero() {
                     sleep = sleep.min(pause);
                     self.beat(&mut last_beat);
                     continue;
                 }
-                let only_beat = woken.iter().all(|wake| *wake == Wake::Tick) && !sleep.is_zero();
-                if !only_beat {
+                touched |= woken.contains(&Wake::Drift);
+                let quiet = woken.iter().all(|wake| matches!(wake, Wake::Tick | Wake::Drift)) && !sleep.is_zero();
+                if touched && quiet && calm.is_zero() {
+                    touched = false;
+                    if !self.are_as_left(files.take()) {
+                        let now = SystemClock.awake();
+                        touches = pacing::touches(touches, now.saturating_sub(last_touch));
+                        last_touch = now;
+                        tracing::debug!(?woken, "looks again");
+                        break;
+                    }
+                } else if !quiet {
+                    tracing::debug!(?woken, "looks again");
                     break;
                 }
                 self.beat(&mut last_beat);
@@ -273,38 +383,112 @@ impl Agent {
         Exit::Done
     }
 
-    fn watch(&self, wakes: &Wakes, interests: &[String]) -> Option<Watch> {
+    /// Between two runs: another program may go on as the agent. How soon to come back for it.
+    fn update(&mut self, ran: Result<&Ran, &PipelineError>) -> Option<Duration> {
+        // Nobody exchanges the agent of a machine that is worked on either.
+        let moves = |state| matches!(state, State::Applying | State::Paused);
+        let armed = || session::read_record(&self.paths.hold()).is_some();
+        let ended = match ran {
+            Ok(ran) => Ended {
+                exit: Some(ran.report.exit()),
+                at_rest: ran.lines.is_empty() && !moves(ran.report.state) && !armed(),
+                target: ran.report.target.clone(),
+                only_update: ran.report.reason == reason::UPDATE_FAILED.id,
+            },
+            Err(_) => Ended { exit: None, at_rest: false, target: None, only_update: false },
+        };
+        if self.stop.load(Ordering::Relaxed) {
+            return None;
+        }
+        // Of two machines under one name neither takes another agent.
+        let doubled = self.instance.doubled().map(|because| StoreError::Denied { why: because.sentence });
+        let errand = Errand {
+            me: &self.settings.node,
+            paths: &self.paths,
+            store: doubled.as_ref().map_or(self.store.as_deref(), Err),
+            probe: &*self.probe,
+            clock: &SystemClock,
+            ledger: &mut self.ledger,
+        };
+        match self.updater.after(&ended, errand) {
+            Next::Go => None,
+            Next::Again => Some(Duration::ZERO),
+            Next::Soon => Some(UPDATE_SOON),
+            Next::Become(program) => {
+                let why = launch::exec(&program);
+                self.updater.not_become(&why);
+                Some(Duration::ZERO)
+            }
+        }
+    }
+
+    fn watch(&self, wakes: &Wakes, interests: &[String], wake: Wake) -> Option<Watch> {
         let store = self.store.as_ref().ok()?;
         let prefixes: Vec<&str> = interests.iter().map(String::as_str).collect();
-        let watch = store.watch(&prefixes, Box::new(send(wakes, Wake::Store)));
+        let waker = wakes.waker();
+        let watch = store.watch(&prefixes, Box::new(move || waker.wake(wake)));
         watch.inspect_err(|error| tracing::warn!(%error, "no watch; polling only")).ok()
     }
 
     /// A hint for people and for the order of restarts; nothing safe depends on it.
-    fn beat(&self, last: &mut Option<Duration>) {
+    fn beat(&mut self, last: &mut Option<Duration>) {
         let now = SystemClock.awake();
         if last.is_some_and(|last| now.saturating_sub(last) < BEAT / 3) {
             return;
         }
         if let Ok(store) = &self.store {
-            let value = SystemClock.now().to_string().into_bytes();
-            let put = Write::PutFor(protocol::beat_key(&self.settings.node), value, BEAT);
-            if store.commit(&Transaction { when: Vec::new(), then: vec![put] }).is_ok() {
+            let beaten = self.instance.beat(&**store, now, &SystemClock.now().to_string());
+            if let Ok(outcome) = beaten {
                 *last = Some(now);
+                self.saw(outcome);
             }
         }
     }
 
-    fn watch_files(&self, wakes: &Wakes, paths: &[HostPath]) -> Option<DriftWatch> {
-        let wake = send(wakes, Wake::Drift);
-        let watch = DriftWatch::over(Path::new("/"), paths, move |_| wake());
-        watch.inspect_err(|error| tracing::warn!("no drift watch, polling only: {}", chain(error))).ok()
+    /// A store that was set back counts up again: whoever was awake remembers.
+    fn saw(&self, outcome: Outcome) {
+        let Outcome::Committed(revision) = outcome else { return };
+        if revision < self.revision.swap(revision, Ordering::Relaxed) {
+            tracing::error!(revision, reason = reason::STORE_REPLACED.id, "{}", reason::STORE_REPLACED.sentence);
+            if let Err(error) = session::saw_it_fall(&self.paths.store_pin()) {
+                tracing::error!("{}", chain(&error));
+            }
+        }
+    }
+
+    /// Our own writes are told to us as well.
+    fn are_as_left(&self, touched: Touched) -> bool {
+        let Touched::Files(files) = touched else { return false };
+        let root = self.machine();
+        let ours = |path: &HostPath| {
+            let inside = Path::new(path.as_str()).strip_prefix(&root).ok()?;
+            Some(HostPath::new(format!("/{}", inside.display())))
+        };
+        let Some(files) = files.iter().map(ours).collect::<Option<Vec<HostPath>>>() else { return false };
+        let left = touched::are_as_left(&self.host, &self.ledger, self.local, &files);
+        // What cannot be told now is for a run to find out.
+        left.unwrap_or(false)
+    }
+
+    /// Whether this tells nothing of the branch.
+    fn is_no_news(&self, wake: Wake) -> bool {
+        match wake {
+            Wake::Tick | Wake::Store | Wake::Asked => true,
+            // A branch on this machine is watched like a file of ours.
+            Wake::Drift => !self.root.remotes.iter().any(|remote| matches!(remote.access, Access::File { .. })),
+            Wake::Pushed | Wake::Signal | Wake::Shutdown => false,
+        }
+    }
+
+    /// The directory that stands for the machine, as the kernel names it.
+    fn machine(&self) -> PathBuf {
+        self.paths.root().canonicalize().unwrap_or_else(|_| self.paths.root().to_owned())
     }
 
     /// What we manage, and the branch's own file in repositories on this machine: a push there wakes us at once.
     fn watchable(&self, managed: &[HostPath]) -> Vec<HostPath> {
-        let root = self.paths.root().canonicalize().unwrap_or_else(|_| self.paths.root().to_owned());
-        let files = managed.iter().map(|path| root.join(path.as_str().trim_start_matches('/')));
+        let root = self.machine();
+        let files = managed.iter().map(|path| below(&root, path));
         let remotes = self.root.remotes.iter().filter_map(|remote| match &remote.access {
             Access::File { path } => Some(path),
             Access::Ssh { .. } | Access::Https { .. } => None,
@@ -314,15 +498,38 @@ impl Agent {
             let work_tree = path.join(".git");
             if work_tree.is_dir() { work_tree.join(&self.root.reference) } else { path.join(&self.root.reference) }
         });
-        files.chain(branches).map(|path| HostPath::new(path.display().to_string())).collect()
+        let pause = Paths::below(&root).pause();
+        let others = branches.chain([pause]).map(|path| HostPath::new(path.display().to_string()));
+        files.chain(others).collect()
     }
 }
 
+/// Makes the agent's own folders, and sees to it that nobody else works in them.
+fn alone(root: &Path, paths: &Paths) -> Result<Exclusive, StartError> {
+    for dir in [root.to_owned(), paths.state(), paths.cache(), paths.run()] {
+        disk::create_dirs(&dir).map_err(StartError::disk)?;
+    }
+    let lock = Exclusive::acquire(&paths.lock()).map_err(StartError::disk)?;
+    lock.ok_or_else(|| {
+        let state = paths.state();
+        StartError::new(reason::SETTINGS, format!("another agent works on {} already", state.display()))
+    })
+}
+
+fn below(root: &Path, path: &HostPath) -> HostPath {
+    HostPath::new(root.join(path.as_str().trim_start_matches('/')).display().to_string())
+}
+
+fn sooner(one: Option<Duration>, other: Option<Duration>) -> Option<Duration> {
+    one.into_iter().chain(other).min()
+}
+
 /// What the gates of a real machine need of it.
-fn live_probe() -> LiveProbe {
-    let run = |argv: &[String], user: Option<&str>, within: Duration| {
+fn live_probe(rooted: Rooted) -> LiveProbe {
+    let systemd = if rooted == Rooted::Host { Systemd::new().ok() } else { None };
+    let run = move |argv: &[String], user: Option<&str>, within: Duration| {
         let command = Command { argv, user: user.unwrap_or(""), within };
-        let output = command.run().map_err(|error| chain(&error))?;
+        let output = programs::run(systemd.as_ref(), &Program::Check, &command).map_err(|error| chain(&error))?;
         // A list that was cut would look like a shorter list, and a killed checker proves nothing.
         if output.stdout.len() >= KEPT_BYTES_MAX {
             return Err("it says more than can be judged".to_owned());
@@ -341,14 +548,6 @@ fn live_probe() -> LiveProbe {
     LiveProbe { run: Arc::new(run), unit_state: Arc::new(unit_state) }
 }
 
-fn send(wakes: &Wakes, wake: Wake) -> impl Fn() + Send + Sync + 'static {
-    let sender = std::sync::Mutex::new(wakes.sender());
-    move || {
-        // Nobody listens any more: the agent is on its way out.
-        let _ = sender.lock().map(|sender| sender.send(wake));
-    }
-}
-
 /// SIGTERM and SIGINT end the agent after the batch at hand, SIGHUP makes it look.
 fn signals(wakes: &Wakes, stop: &Arc<AtomicBool>) {
     use nix::sys::signal::{SigSet, Signal};
@@ -360,14 +559,12 @@ fn signals(wakes: &Wakes, stop: &Arc<AtomicBool>) {
         tracing::warn!(%error, "signals cannot be caught");
         return;
     }
-    let (sender, stop) = (wakes.sender(), stop.clone());
+    let (waker, stop) = (wakes.waker(), stop.clone());
     std::thread::spawn(move || {
         while let Ok(signal) = set.wait() {
             let wake = if signal == Signal::SIGHUP { Wake::Signal } else { Wake::Shutdown };
             stop.fetch_or(wake == Wake::Shutdown, Ordering::Relaxed);
-            if sender.send(wake).is_err() {
-                return;
-            }
+            waker.wake(wake);
         }
     });
 }

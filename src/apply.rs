@@ -1,24 +1,33 @@
 //! Carries out a plan, batch by batch; takes the hold where the plan says that one is needed.
 //!
-//! Within a batch: packages and artifacts, staging and validation, the steps before the stop, stop, exchange, start. A
+//! Within a batch: packages, archives unpacked, staging and validation, the steps before the stop, stop, exchange, start. A
 //! batch that fails leaves its dependants alone and lets the others go on. Never: a choice of what or in which order.
+
+mod act;
+mod cluster_action;
+mod noted;
+mod risky;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use act::{Act, Acting, Lead};
+use noted::artifact_id;
+
 use crate::disk::DiskError;
-use crate::host::{Activation, Done, Host, HostError, Observed, Query, Step};
-use crate::ledger::{Ledger, LedgerError};
-use crate::lock::quorum::{Because, Ground};
+use crate::fleet::LANES;
+use crate::host::{Host, HostError, Observed, Query, Step, Words};
+use crate::ledger::{Intention, Ledger, LedgerError};
+use crate::lock::quorum::Because;
 use crate::lock::session::{Entry, Intent, RecordPhase, Session};
-use crate::name::{HostPath, RoleName, UnitName};
-use crate::plan::batch::Phase;
-use crate::plan::{Batch, FileWrite, HoldNeed, Owned, Pending, Plan, RanWith, UnitMove, Why};
+use crate::name::{ClusterName, GroupId, HostPath, RoleName, UnitName};
+use crate::plan::batch::{Phase, Unpacking};
+use crate::plan::risk::Area;
+use crate::plan::{Batch, HoldNeed, Owned, Plan, UnitMove, Unsteady};
 use crate::probe::Health;
-use crate::reason::{self, chain};
-use crate::resource::file::{FileChange, Policy};
-use crate::resource::{Digest, Id, Kind, UnitSpec};
+use crate::reason::{self, Reason, chain};
+use crate::resource::unit::mount_point;
 
 /// What became of a plan.
 #[derive(Default)]
@@ -28,14 +37,22 @@ pub struct Outcome {
     pub deferred: Vec<(String, Because)>,
     /// With the error, its causes included.
     pub failed: Vec<(String, Because)>,
-    pub drift: usize,
+    /// Files that somebody else had changed, and that were put back.
+    pub drifted: Vec<HostPath>,
+    /// The machine goes down: nothing is over.
+    pub rebooting: bool,
     /// Stop and start times of units, as seen in this run.
     pub durations: BTreeMap<UnitName, (Duration, Duration)>,
 }
 
 impl Outcome {
     pub fn is_converged(&self) -> bool {
-        self.deferred.is_empty() && self.failed.is_empty()
+        self.deferred.is_empty() && self.failed.is_empty() && !self.rebooting
+    }
+
+    /// Whether all that is left waits for this.
+    pub fn waits_for(&self, reason: Reason) -> bool {
+        !self.rebooting && self.deferred.iter().all(|(_, because)| because.reason() == reason)
     }
 }
 
@@ -62,12 +79,31 @@ pub struct Tools<'a> {
     /// Set when the agent was asked to stop: the batch at hand is finished, nothing new is begun.
     pub stop: &'a AtomicBool,
     pub observed: &'a Observed,
+    pub reach: &'a Reach<'a>,
+}
+
+/// How a node-risk batch is confirmed.
+pub struct Reach<'a> {
+    /// What the node reaches now, of what a mistake in these areas would take away: in words that stay the same.
+    pub ask: &'a dyn Fn(&BTreeSet<Area>) -> BTreeSet<String>,
+    /// Waits until it is worth asking again.
+    pub pause: &'a dyn Fn(),
+}
+
+impl Reach<'_> {
+    /// Of a sandbox: nothing is reached, so nothing can be lost.
+    pub const NOTHING: Reach<'static> = Reach { ask: &|_| BTreeSet::new(), pause: &|| {} };
 }
 
 pub fn apply(plan: &Plan<'_>, tools: &mut Tools<'_>) -> Result<Outcome, ApplyError> {
     let mut outcome = Outcome::default();
     let mut failed_roles: BTreeSet<RoleName> = BTreeSet::new();
+    let mut not_mounted: Vec<String> = Vec::new();
+    let mut still_runs: Option<Because> = None;
     tools.ledger.ran(&plan.adopt)?;
+    tools.ledger.bring_back(&plan.back)?;
+    tools.ledger.set_uses(&plan.uses)?;
+    adopt(plan, tools)?;
     for batch in &plan.batches {
         if tools.stop.load(Ordering::Relaxed) {
             let because = Because::new(reason::INTERRUPTED, None, "asked to stop".to_owned());
@@ -80,18 +116,44 @@ pub fn apply(plan: &Plan<'_>, tools: &mut Tools<'_>) -> Result<Outcome, ApplyErr
             outcome.failed.push((batch.name.clone(), because));
             continue;
         }
+        if let Some(point) = not_mounted.iter().find(|point| batch.writes_below(point)) {
+            let because = Because::new(reason::DEPENDENCY_FAILED, None, format!("{point} could not be mounted"));
+            outcome.failed.push((batch.name.clone(), because));
+            continue;
+        }
+        // What a unit used goes when the unit has stopped.
+        if let Some(because) = still_runs.clone().filter(|_| batch.phase == Phase::Removal && batch.retire.is_empty()) {
+            outcome.deferred.push((batch.name.clone(), because));
+            continue;
+        }
+        // A reboot comes when all else is done: it must not hide what is not. So does an action for the whole cluster, which
+        // speaks for a member that is as its commit says.
+        let last = !batch.reboot.is_empty() || batch.elects.is_some();
+        let open = outcome.failed.iter().chain(&outcome.deferred).map(|(_, because)| because).next();
+        if let Some(because) = open.filter(|_| last).cloned() {
+            outcome.deferred.push((batch.name.clone(), because));
+            continue;
+        }
         let span = tracing::info_span!("batch", name = %batch.name);
         let _in = span.enter();
-        match take(batch, plan, tools)? {
+        let taken = take(batch, plan, tools)?;
+        if batch.phase == Phase::Mounts && !matches!(taken, Taken::Acted(_)) {
+            not_mounted.extend(batch.units.keys().filter_map(mount_point));
+        }
+        if let (Taken::Deferred(because) | Taken::Failed(because), false) = (&taken, batch.retire.is_empty()) {
+            still_runs.get_or_insert_with(|| because.clone());
+        }
+        match taken {
             Taken::Deferred(because) => outcome.deferred.push((batch.name.clone(), because)),
             Taken::Failed(because) => {
-                if batch.phase != Phase::Unit {
+                if matches!(batch.phase, Phase::Users | Phase::Role) {
                     failed_roles.extend(batch.role.clone());
                 }
                 outcome.failed.push((batch.name.clone(), because));
             }
             Taken::Acted(acted) => {
-                outcome.drift += batch.drift();
+                outcome.drifted.extend(batch.drifted().cloned());
+                outcome.rebooting |= !batch.reboot.is_empty();
                 for line in &acted.report.lines {
                     tracing::info!("{line}");
                 }
@@ -100,15 +162,63 @@ pub fn apply(plan: &Plan<'_>, tools: &mut Tools<'_>) -> Result<Outcome, ApplyErr
             }
         }
     }
-    settle_interrupted(plan, &outcome, tools)?;
+    if !outcome.rebooting {
+        settle_interrupted(plan, &outcome, tools)?;
+    }
+    for (unit, how) in &plan.unsteady {
+        match how {
+            Unsteady::Starting => {
+                let because = Because::new(reason::SETTLING, None, format!("{unit} is not ready since it was started"));
+                outcome.deferred.push((unit.to_string(), because));
+            }
+            Unsteady::Died => {
+                let sentence = format!("{unit} failed after it was started; started again");
+                outcome.failed.push((unit.to_string(), Because::new(reason::APPLY_FAILED, None, sentence)));
+            }
+        }
+    }
+    let open: BTreeSet<&ClusterName> = plan.batches.iter().filter_map(|batch| batch.elects.as_ref()).collect();
+    let over: Vec<ClusterName> = plan.elects.iter().filter(|cluster| !open.contains(cluster)).cloned().collect();
+    if !over.is_empty() {
+        tools.session.free_turns(over);
+    }
     Ok(outcome)
+}
+
+/// Says of what a run wrote that died before it could say so.
+fn adopt(plan: &Plan<'_>, tools: &mut Tools<'_>) -> Result<(), ApplyError> {
+    let files = plan.adopted.iter().filter(|adopted| adopted.seen.is_some());
+    let files: Vec<HostPath> = files.map(|adopted| HostPath::new(adopted.id.name.clone())).collect();
+    if !files.is_empty()
+        && let Err(error) = tools.host.perform(&Step::Sync(files.iter().collect()))
+    {
+        tracing::warn!(error = %chain(&error), "what an earlier run wrote is not noted yet");
+        return Ok(());
+    }
+    let fingerprints = tools.ledger.fingerprints();
+    let owned = plan.adopted.iter().map(|adopted| {
+        let owned = Owned {
+            inputs: adopted.inputs,
+            content: adopted.seen.map(|(digest, _)| fingerprints.of(digest)),
+            stamp: adopted.seen.map(|(_, stamp)| stamp),
+            written: true,
+            secret: adopted.secret,
+            secret_comes: false,
+            keep: adopted.keep,
+            owed: adopted.owed,
+        };
+        (adopted.id.clone(), owned)
+    });
+    let owned: Vec<_> = owned.collect();
+    Ok(tools.ledger.own(&owned)?)
 }
 
 /// An agent died between arming and the end of a batch, and the batch is not there any more, or cannot go on: what its
 /// hold covers is live by now (units are started without asking), so it settles as after any start.
 fn settle_interrupted(plan: &Plan<'_>, outcome: &Outcome, tools: &mut Tools<'_>) -> Result<(), ApplyError> {
     let Some(record) = tools.session.record() else { return Ok(()) };
-    if !matches!(record.phase, RecordPhase::Acting | RecordPhase::Repairing) {
+    let lent = record.is_lent(&tools.session.boot_id);
+    if lent || !matches!(record.phase, RecordPhase::Acting | RecordPhase::Repairing) {
         return Ok(());
     }
     let covered = |batch: &Batch<'_>| record.holds.iter().any(|(hold, _)| batch.groups.contains(&hold.group));
@@ -124,7 +234,11 @@ fn settle_interrupted(plan: &Plan<'_>, outcome: &Outcome, tools: &mut Tools<'_>)
     if units.is_empty() && !open {
         tools.session.nothing_to_settle()?;
     } else if all_run(&units, tools) && (!open || healthy()) {
-        tools.session.acted()?;
+        // Nothing of it is left to do: its commit is live, if it is still the one that is wanted.
+        match !open && record.commit == tools.session.commit {
+            true => tools.session.acted()?,
+            false => tools.session.interrupted()?,
+        }
     }
     Ok(())
 }
@@ -154,6 +268,9 @@ fn take(batch: &Batch<'_>, plan: &Plan<'_>, tools: &mut Tools<'_>) -> Result<Tak
         let reason = sealed.unwrap_or(first).reason;
         return Ok(Taken::Failed(Because::new(reason, None, what.join("; "))));
     }
+    if let Some(cluster) = &batch.elects {
+        return Ok(cluster_action::take(batch, cluster, tools));
+    }
     let held = match batch.hold {
         HoldNeed::None => false,
         HoldNeed::Required => true,
@@ -169,12 +286,20 @@ fn take(batch: &Batch<'_>, plan: &Plan<'_>, tools: &mut Tools<'_>) -> Result<Tak
             Acting::NothingStopped(because) | Acting::Broken(because) => Taken::Failed(because),
         });
     }
-    let units: Vec<&UnitName> = batch.units.keys().chain(&batch.retire).collect();
+    // What takes long and disturbs nobody is done before anybody has to wait for this node.
+    if let Err(error) = unpack(batch, tools)? {
+        start_as_it_was(batch, tools)?;
+        return Ok(Taken::Failed(Because::new(reason_of(&error), None, chain(&error))));
+    }
+    let units = disturbed(batch, plan);
+    let lanes = batch.groups.iter().any(|group| group.as_str() == LANES);
+    let runs = |unit: &&UnitName| tools.observed.units.get(*unit).is_some_and(|state| state.is_running());
     let intent = Intent {
         batch: &batch.name,
         groups: batch.groups.iter().cloned().collect(),
         units: units.iter().map(ToString::to_string).collect(),
-        running: units.iter().any(|unit| tools.observed.units.get(*unit).is_some_and(|state| state.is_running())),
+        running: lanes || units.iter().any(runs),
+        takes_node: batch.takes_node(),
         start_secs_max: batch.units.values().map(|part| part.spec.start_secs_max).max().unwrap_or(0),
     };
     let entry = tools.session.enter(&intent)?;
@@ -184,7 +309,7 @@ fn take(batch: &Batch<'_>, plan: &Plan<'_>, tools: &mut Tools<'_>) -> Result<Tak
     let lead = match entry {
         Entry::Deferred(because) if because.reason() == reason::GATE_FAILED => return Ok(Taken::Failed(because)),
         Entry::Deferred(because) => return Ok(Taken::Deferred(because)),
-        Entry::Act { ground: Ground::Down, .. } if came_back(batch, tools) => {
+        Entry::Act { down, .. } if !down.is_empty() && came_back(&units, &down, tools) => {
             tools.session.nothing_to_settle()?;
             let sentence = format!("{} came back by itself; planned afresh", batch.name);
             return Ok(Taken::Deferred(Because::new(reason::SETTLING, None, sentence)));
@@ -197,10 +322,15 @@ fn take(batch: &Batch<'_>, plan: &Plan<'_>, tools: &mut Tools<'_>) -> Result<Tak
         Acting::Through(mut through) => {
             let names: Vec<&str> = batch.groups.iter().map(|group| group.as_str()).collect();
             through.report.lines.insert(0, format!("hold {}: claimed, asked, armed", names.join(", ")));
+            if !batch.reboot.is_empty() {
+                // It goes on in the next boot: the record stays as it is until then.
+                return Ok(Taken::Acted(through));
+            }
             // What needs no settling gives back at once: nothing was stopped or started, or nothing is meant to run.
             let disturbed =
                 batch.moves.iter().any(|action| !matches!(action, UnitMove::Enable(_) | UnitMove::Disable(_)));
-            if units.iter().any(|unit| plan.running.contains(*unit)) && (disturbed || repairs) {
+            let runs = units.iter().any(|unit| plan.running.contains(*unit));
+            if !batch.risk.is_empty() || runs && (disturbed || repairs) {
                 tools.session.acted()?;
             } else {
                 tools.session.nothing_to_settle()?;
@@ -218,6 +348,35 @@ fn take(batch: &Batch<'_>, plan: &Plan<'_>, tools: &mut Tools<'_>) -> Result<Tak
     })
 }
 
+/// Archives are fetched and unpacked; what is live stays as it is, and so does what the ledger knows of it. A new id is in
+/// the ledger before its first write.
+fn unpack(batch: &Batch<'_>, tools: &mut Tools<'_>) -> Result<Result<(), HostError>, ApplyError> {
+    if batch.artifacts.is_empty() {
+        return Ok(Ok(()));
+    }
+    let known = tools.ledger.known()?;
+    let ids = batch.artifacts.iter().map(|artifact| (artifact_id(artifact), artifact.spec.inputs()));
+    let new = ids.filter(|(id, _)| !known.owned.contains_key(id));
+    let new: Vec<Intention> = new.map(|(id, inputs)| Intention { id, inputs, secret: false, owed: false }).collect();
+    tools.ledger.intend(&new)?;
+    let unpacked = |artifact: &Unpacking<'_>| tools.host.perform(&Step::Unpack(artifact.spec)).map(drop);
+    Ok(batch.artifacts.iter().try_for_each(unpacked))
+}
+
+fn reason_of(error: &HostError) -> Reason {
+    match error {
+        HostError::Command { .. } => reason::STEP_FAILED,
+        other => other.reason(),
+    }
+}
+
+/// The units that are away while the batch acts: its own, and all that a group protects if it can take the node away.
+fn disturbed<'p>(batch: &'p Batch<'_>, plan: &'p Plan<'_>) -> Vec<&'p UnitName> {
+    let own = batch.units.keys().chain(&batch.retire).chain(&batch.again);
+    let whole = plan.units.iter().filter(|(_, groups)| batch.takes_node() && !groups.is_empty());
+    own.chain(whole.map(|(unit, _)| unit)).collect::<BTreeSet<_>>().into_iter().collect()
+}
+
 /// What is new must wait; a unit that is down starts meanwhile with what it last ran with.
 fn start_as_it_was(batch: &Batch<'_>, tools: &mut Tools<'_>) -> Result<(), ApplyError> {
     let known = tools.ledger.known()?;
@@ -229,7 +388,7 @@ fn start_as_it_was(batch: &Batch<'_>, tools: &mut Tools<'_>) -> Result<(), Apply
             continue;
         }
         let within = Duration::from_secs(unit.start_secs_max);
-        match tools.host.perform(&Step::Start { unit: name, within }) {
+        match tools.host.perform(&Step::Start { unit: name, within, words: words(batch) }) {
             Ok(_) => tracing::info!(unit = %name, "started with what it last ran with"),
             Err(error) => tracing::error!(unit = %name, error = %chain(&error), "could not be started"),
         }
@@ -238,358 +397,15 @@ fn start_as_it_was(batch: &Batch<'_>, tools: &mut Tools<'_>) -> Result<(), Apply
 }
 
 /// A member was allowed to go because it was down; at the moment of acting it runs, and does not say that it is sick.
-fn came_back(batch: &Batch<'_>, tools: &Tools<'_>) -> bool {
-    let units: Vec<&UnitName> = batch.units.keys().chain(&batch.retire).collect();
-    let Ok(seen) = tools.host.observe(&Query { units, ..Query::default() }) else { return true };
+fn came_back(units: &[&UnitName], down: &[GroupId], tools: &Tools<'_>) -> bool {
+    let Ok(seen) = tools.host.observe(&Query { units: units.to_vec(), ..Query::default() }) else { return true };
     let sick = |group| {
         let health = tools.session.own_health(group).map(|evidence| evidence.health);
         matches!(health, Some(Health::Unhealthy(_)))
     };
-    seen.units.values().any(|state| state.is_running()) && !batch.groups.iter().all(sick)
+    seen.units.values().any(|state| state.is_running()) && !down.iter().all(sick)
 }
 
-/// Whether this member leads and must hand over before it stops.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Lead {
-    Yes,
-    No,
-}
-
-enum Acting {
-    Through(Through),
-    /// It failed before anything was stopped or replaced.
-    NothingStopped(Because),
-    /// It failed later: the member may be down.
-    Broken(Because),
-}
-
-struct Act<'b, 'a, 't, 'w> {
-    batch: &'b Batch<'a>,
-    plan: &'b Plan<'a>,
-    tools: &'t mut Tools<'w>,
-    lines: Vec<String>,
-    restarts: usize,
-    durations: BTreeMap<UnitName, (Duration, Duration)>,
-}
-
-/// How long an ordinary tool may take.
-const TOOL: Duration = Duration::from_secs(300);
-
-impl<'b, 'a, 't, 'w> Act<'b, 'a, 't, 'w> {
-    fn new(batch: &'b Batch<'a>, plan: &'b Plan<'a>, tools: &'t mut Tools<'w>) -> Self {
-        Self { batch, plan, tools, lines: Vec::new(), restarts: 0, durations: BTreeMap::new() }
-    }
-
-    fn run(mut self, lead: Lead) -> Result<Acting, ApplyError> {
-        self.intend()?;
-        if let Err(error) = self.prepare(lead) {
-            let _ = self.tools.host.perform(&Step::Unstage); // leftovers are removed at the next start too
-            let reason =
-                if matches!(error, HostError::Command { .. }) { reason::STEP_FAILED } else { reason::APPLY_FAILED };
-            return Ok(Acting::NothingStopped(Because::new(reason, None, chain(&error))));
-        }
-        match self.exchange()? {
-            Ok(()) => {}
-            Err(error) => return Ok(Acting::Broken(Because::new(reason::APPLY_FAILED, None, chain(&error)))),
-        }
-        let report = Acted {
-            batch: self.batch.name.clone(),
-            lines: self.lines,
-            files: self.batch.files.len() + self.batch.removals.len(),
-            restarts: self.restarts,
-        };
-        Ok(Acting::Through(Through { report, durations: self.durations }))
-    }
-
-    /// An id enters the ledger before its first write.
-    fn intend(&mut self) -> Result<(), ApplyError> {
-        let files = self.batch.files.iter().map(|file| (file_id(file), file.spec.inputs()));
-        let units = self.batch.units.values().map(|part| (unit_id(part.spec), part.spec.inputs()));
-        let ids: Vec<(Id, Digest)> = files.chain(units).collect();
-        Ok(self.tools.ledger.intend(&ids)?)
-    }
-
-    /// Everything that can fail without anybody noticing: nothing is stopped, nothing is replaced.
-    fn prepare(&mut self, lead: Lead) -> Result<(), HostError> {
-        let host = self.tools.host;
-        for (package, what) in &self.batch.packages {
-            host.perform(&Step::Install(package))?;
-            self.lines.push(format!("+ package {} ({what})", package.name));
-        }
-        for (artifact, what) in &self.batch.artifacts {
-            host.perform(&Step::Unpack(artifact))?;
-            self.lines.push(format!("+ {what} in {}", artifact.into));
-        }
-        let staged: Vec<_> = self
-            .batch
-            .files
-            .iter()
-            .filter(|file| matches!(file.change, FileChange::Create | FileChange::Content))
-            .map(|file| file.spec)
-            .collect();
-        if !staged.is_empty() {
-            host.perform(&Step::Stage(staged))?;
-        }
-        for unit in self.stopping() {
-            for argv in &unit.before_stop {
-                host.perform(&Step::Run { argv, user: "", within: TOOL })?;
-            }
-            if lead == Lead::Yes {
-                for argv in &unit.transfer {
-                    host.perform(&Step::Run { argv, user: "", within: TOOL })?;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn stopping(&self) -> Vec<&'a UnitSpec> {
-        let moves = self.batch.moves.iter().filter_map(|action| match action {
-            UnitMove::Stop(unit) | UnitMove::Restart(unit) => Some(*unit),
-            _ => None,
-        });
-        moves.collect()
-    }
-
-    fn exchange(&mut self) -> Result<Result<(), HostError>, ApplyError> {
-        self.pend(Swapped::No)?;
-        let mut stop_times = BTreeMap::new();
-        for unit in self.stopping() {
-            match self.stop(&unit.name, unit.stop_secs_max) {
-                Ok(took) => drop(stop_times.insert(unit.name.clone(), took)),
-                Err(error) => return Ok(Err(error)),
-            }
-        }
-        if let Err(error) = self.replace()? {
-            // The old files are still there: what we stopped runs with them again.
-            for unit in self.stopping() {
-                let within = Duration::from_secs(unit.start_secs_max);
-                if let Err(again) = self.tools.host.perform(&Step::Start { unit: &unit.name, within }) {
-                    tracing::error!(unit = %unit.name, error = %again, "could not be started again");
-                }
-            }
-            return Ok(Err(error));
-        }
-        self.pend(Swapped::Yes)?;
-        if let Err(error) = self.activate() {
-            return Ok(Err(error));
-        }
-        if let Err(error) = self.start(&stop_times) {
-            return Ok(Err(error));
-        }
-        self.remember()?;
-        Ok(Ok(()))
-    }
-
-    fn stop(&mut self, unit: &UnitName, secs_max: u64) -> Result<Duration, HostError> {
-        let within = Duration::from_secs(secs_max);
-        Ok(self.tools.host.perform(&Step::Stop { unit, within })?.took)
-    }
-
-    /// Renames what was staged, sets attributes, removes what left.
-    fn replace(&mut self) -> Result<Result<(), HostError>, ApplyError> {
-        let host = self.tools.host;
-        let mut owned: Vec<(Id, Owned)> = Vec::new();
-        let swap = || -> Result<Vec<Done>, HostError> {
-            let mut done = Vec::new();
-            if self.batch.files.iter().any(|file| matches!(file.change, FileChange::Create | FileChange::Content)) {
-                done.push(host.perform(&Step::Swap)?);
-            }
-            for file in &self.batch.files {
-                if matches!(file.change, FileChange::Attributes { .. }) {
-                    done.push(host.perform(&Step::SetAttributes(file.spec))?);
-                }
-            }
-            for path in &self.batch.removals {
-                done.push(host.perform(&Step::Remove(path))?);
-            }
-            Ok(done)
-        };
-        let result = swap();
-        if let Ok(done) = &result {
-            let stamps: BTreeMap<&HostPath, _> = done
-                .iter()
-                .flat_map(|done| &done.stamps)
-                .map(|(path, stamp, digest)| (path, (*stamp, *digest)))
-                .collect();
-            for file in &self.batch.files {
-                let stamp = stamps.get(&file.spec.path);
-                owned.push((
-                    file_id(file),
-                    Owned {
-                        inputs: file.spec.inputs(),
-                        content: stamp.map(|(_, digest)| *digest),
-                        stamp: stamp.map(|(stamp, _)| *stamp),
-                        written: true,
-                        secret: file.spec.content.is_secret(),
-                        keep: file.spec.policy == Policy::Seed,
-                    },
-                ));
-                self.lines.push(line_of(file));
-            }
-            self.tools.ledger.own(&owned)?;
-            let gone: Vec<Id> =
-                self.batch.removals.iter().map(|path| Id { kind: Kind::File, name: path.to_string() }).collect();
-            self.lines.extend(gone.iter().map(|id| format!("- {id}")));
-            self.tools.ledger.disown(&gone)?;
-            self.tools.ledger.disown(&self.batch.forget)?;
-        }
-        Ok(result.map(drop))
-    }
-
-    /// systemd's own tools act on what changed.
-    fn activate(&mut self) -> Result<(), HostError> {
-        let host = self.tools.host;
-        let touched = |part: &str| {
-            let files = self.batch.files.iter().map(|file| &file.spec.path);
-            files.chain(&self.batch.removals).any(|path| path.as_str().contains(part))
-        };
-        let activations = [
-            ("/sysusers.d/", Activation::Sysusers),
-            ("/tmpfiles.d/", Activation::Tmpfiles),
-            ("/modules-load.d/", Activation::Modules),
-            ("/sysctl.d/", Activation::Sysctl),
-        ];
-        for (part, activation) in activations {
-            if touched(part) {
-                host.perform(&Step::Activate(activation))?;
-            }
-        }
-        if self.batch.daemon_reload || touched("/systemd/system/") {
-            host.perform(&Step::DaemonReload)?;
-        }
-        for action in &self.batch.actions {
-            host.perform(&Step::Act(action))?;
-            self.lines.push(format!("action {}", action.name));
-        }
-        for action in &self.batch.moves {
-            let name = &action.spec().name;
-            let step = match action {
-                UnitMove::Unmask(_) => Step::Unmask(name),
-                UnitMove::Mask(_) => Step::Mask(name),
-                UnitMove::Enable(_) => Step::Enable(name),
-                UnitMove::Disable(_) => Step::Disable(name),
-                UnitMove::Start(_) | UnitMove::Stop(_) | UnitMove::Restart(_) | UnitMove::Reload(_) => continue,
-            };
-            host.perform(&step)?;
-            self.lines.push(format!("{} {name}", action.verb()));
-        }
-        Ok(())
-    }
-
-    fn start(&mut self, stop_times: &BTreeMap<UnitName, Duration>) -> Result<(), HostError> {
-        let host = self.tools.host;
-        for action in &self.batch.moves {
-            let unit = action.spec();
-            let within = Duration::from_secs(unit.start_secs_max);
-            match action {
-                UnitMove::Start(_) | UnitMove::Restart(_) => {
-                    let took = host.perform(&Step::Start { unit: &unit.name, within })?.took;
-                    let stopped = stop_times.get(&unit.name);
-                    self.lines.push(match stopped {
-                        Some(stop) => {
-                            format!("restart {}: stopped {}, started {}", unit.name, seconds(*stop), seconds(took))
-                        }
-                        None => format!("start {}: {}", unit.name, seconds(took)),
-                    });
-                    if let Some(stop) = stopped {
-                        self.restarts += 1;
-                        self.durations.insert(unit.name.clone(), (*stop, took));
-                    }
-                    for argv in &unit.after_start {
-                        host.perform(&Step::Run { argv, user: "", within: TOOL })?;
-                    }
-                }
-                UnitMove::Reload(_) => {
-                    host.perform(&Step::Reload { unit: &unit.name, within })?;
-                    self.lines.push(format!("reload {}", unit.name));
-                }
-                UnitMove::Stop(_) => self.lines.push(format!("stop {}", unit.name)),
-                UnitMove::Enable(_) | UnitMove::Disable(_) | UnitMove::Mask(_) | UnitMove::Unmask(_) => {}
-            }
-        }
-        for unit in &self.batch.retire {
-            host.perform(&Step::Stop { unit, within: TOOL })?;
-            host.perform(&Step::Disable(unit))?;
-            self.lines.push(format!("- {unit}: stopped, disabled"));
-        }
-        Ok(())
-    }
-
-    /// Before the first rename and after the last: which run of each unit still has the old inputs.
-    fn pend(&mut self, swapped: Swapped) -> Result<(), ApplyError> {
-        let pending = self.batch.units.values().map(|part| {
-            let name = &part.spec.name;
-            let invocation = self.tools.observed.units.get(name).map(|state| state.invocation.clone());
-            let pending = Pending {
-                restart: part.restart,
-                reload: part.reload,
-                invocation: invocation.unwrap_or_default(),
-                boot_id: self.tools.observed.boot_id.clone(),
-                swapped: swapped == Swapped::Yes,
-            };
-            (name.clone(), pending)
-        });
-        let pending: Vec<_> = pending.collect();
-        Ok(self.tools.ledger.pend(&pending)?)
-    }
-
-    /// What each unit of the batch runs with now.
-    fn remember(&mut self) -> Result<(), ApplyError> {
-        let names: Vec<&UnitName> = self.batch.units.keys().collect();
-        if !names.is_empty() {
-            let query = Query { units: names, ..Query::default() };
-            let known = self.tools.ledger.known()?;
-            if let Ok(seen) = self.tools.host.observe(&query) {
-                let mut ran = Vec::new();
-                let mut owned = Vec::new();
-                for (name, part) in &self.batch.units {
-                    let invocation = seen.units.get(name).map(|state| state.invocation.clone()).unwrap_or_default();
-                    let groups = self.plan.units.get(name).cloned().unwrap_or_default();
-                    let mut now = RanWith::now(part.restart, part.reload, &invocation, &seen.boot_id, &groups);
-                    now.settled = known.units.get(name).is_some_and(|ran| ran.settled);
-                    ran.push((name.clone(), now));
-                    let id = unit_id(part.spec);
-                    let inputs = part.spec.inputs();
-                    owned.push((
-                        id,
-                        Owned { inputs, content: None, stamp: None, written: true, secret: false, keep: false },
-                    ));
-                }
-                self.tools.ledger.ran(&ran)?;
-                self.tools.ledger.own(&owned)?;
-            }
-        }
-        let retired: Vec<Id> =
-            self.batch.retire.iter().map(|unit| Id { kind: Kind::Unit, name: unit.to_string() }).collect();
-        self.tools.ledger.disown(&retired)?;
-        Ok(self.tools.ledger.forget_units(&self.batch.retire)?)
-    }
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Swapped {
-    No,
-    Yes,
-}
-
-fn file_id(file: &FileWrite<'_>) -> Id {
-    Id { kind: Kind::File, name: file.spec.path.to_string() }
-}
-
-fn unit_id(unit: &UnitSpec) -> Id {
-    Id { kind: Kind::Unit, name: unit.name.to_string() }
-}
-
-fn line_of(file: &FileWrite<'_>) -> String {
-    let mark = if file.change == FileChange::Create { "+" } else { "~" };
-    let why = if file.why == Why::Drift { " (drift, put back)" } else { "" };
-    match &file.change {
-        FileChange::Attributes { from, to } => format!("{mark} {} {from} -> {to}{why}", file.spec.path),
-        _ => format!("{mark} {}{why}", file.spec.path),
-    }
-}
-
-fn seconds(time: Duration) -> String {
-    format!("{:.1} s", time.as_secs_f64())
+fn words(batch: &Batch<'_>) -> Words {
+    if batch.secrets_near { Words::Kept } else { Words::Told }
 }

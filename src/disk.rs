@@ -77,17 +77,37 @@ fn sync_directory(of: &Path) -> Result<(), DiskError> {
 
 /// The whole file, `None` where there is none. More than `max` bytes is an error, found before they are all read.
 pub fn read_bounded(path: &Path, max: u64) -> Result<Option<Vec<u8>>, DiskError> {
-    let file = match File::open(path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(failed("read", path)(error)),
-    };
+    let Some(file) = open(path)? else { return Ok(None) };
+    rest_of(file, path, max).map(Some)
+}
+
+/// As [`read_bounded`], of a file that decides what is believed: it belongs to this user or to root, and nobody else can
+/// write it.
+pub fn read_trusted(path: &Path, max: u64) -> Result<Option<Vec<u8>>, DiskError> {
+    let Some(file) = open(path)? else { return Ok(None) };
+    let meta = file.metadata().map_err(failed("look at", path))?;
+    let owned = [0, rustix::process::geteuid().as_raw()].contains(&meta.uid());
+    if !owned || meta.mode() & 0o022 != 0 {
+        return Err(DiskError::NotPrivate { path: path.to_owned(), uid: meta.uid(), mode: meta.mode() & 0o7777 });
+    }
+    rest_of(file, path, max).map(Some)
+}
+
+fn open(path: &Path) -> Result<Option<File>, DiskError> {
+    match File::open(path) {
+        Ok(file) => Ok(Some(file)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(failed("read", path)(error)),
+    }
+}
+
+fn rest_of(file: File, path: &Path, max: u64) -> Result<Vec<u8>, DiskError> {
     let mut bytes = Vec::new();
     file.take(max.saturating_add(1)).read_to_end(&mut bytes).map_err(failed("read", path))?;
     if bytes.len() as u64 > max {
         return Err(DiskError::TooLarge { path: path.to_owned(), max });
     }
-    Ok(Some(bytes))
+    Ok(bytes)
 }
 
 /// Makes `path` and what is missing above it, for this user only, and refuses one that somebody else can write.

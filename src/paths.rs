@@ -46,6 +46,16 @@ impl Paths {
         self.state().join("store.json")
     }
 
+    /// Why the agent applies nothing, and until when.
+    pub fn pause(&self) -> PathBuf {
+        self.state().join("pause.json")
+    }
+
+    /// Programs of the agent, which of them runs, and the record of a hold on `converger.agents`.
+    pub fn agents(&self) -> PathBuf {
+        self.state().join("agent")
+    }
+
     pub fn report(&self) -> PathBuf {
         self.run().join("status.json")
     }

@@ -9,46 +9,66 @@
 //! A source that fails or is refused does not end the run: the last good commit goes on being enforced, and the report says
 //! so. Nothing on the host changes before the plan is whole. Never: a decision; the hops make them.
 
-use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+mod candidates;
+mod circles;
+mod lend;
+mod publish;
+mod source;
+pub mod touched;
+
+use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use crate::apply::{self, ApplyError, Outcome, Tools};
+use circles::open_session;
+pub use circles::{circles, interests, windows};
+use publish::{Facts, blank, fights_now, publish, tell, tell_error};
+use source::Source;
+
+use crate::apply::{self, ApplyError, Outcome, Reach, Tools};
 use crate::clock::Clock;
 use crate::diagnostics::{self, Style};
 use crate::disk::DiskError;
 use crate::fleet::load::{self, Loaded};
 use crate::fleet::problem::{Problem, Severity};
-use crate::fleet::schema::Quorum;
-use crate::fleet::select::{NodeSpec, select};
+use crate::fleet::schema::Membership;
+use crate::fleet::select::select;
 use crate::fleet::tree::Tree;
-use crate::fleet::{Fleet, Group};
+use crate::fleet::{Fleet, agents, rule};
+use crate::fleetlock::desk::Asked;
 use crate::git::accepted::AcceptedFiles;
 use crate::git::{GitError, Repository};
-use crate::host::{FileQuery, Host, HostError, Observed, Query};
-use crate::ledger::{Ledger, LedgerError, Seal};
-use crate::lock::protocol;
+use crate::host::confirm::{self, Undone};
+use crate::host::{FileQuery, Host, HostError, Observed, Query, Step};
+use crate::ledger::{Ledger, LedgerError};
+use crate::lock::lent::Permission;
 use crate::lock::quorum::Because;
-use crate::lock::session::{self, Circle, Session};
+use crate::lock::session::{self, Record, RecordPhase, Session};
 use crate::lock::store::{LockStore, StoreError};
-use crate::name::{CommitId, GroupId, HostPath, NodeName, RoleName, UnitName};
+use crate::name::{CommitId, HostPath, NodeName, UnitName};
 use crate::paths::Paths;
+use crate::pause;
+use crate::plan::changes::{self, Before, Change};
 use crate::plan::guard::{self, Target};
-use crate::plan::{self, Known, Owned, Plan, RanWith, show};
+use crate::plan::risk::{self, Area};
+use crate::plan::show::{self, Paint};
+use crate::plan::{self, Known, Plan, reboot};
 use crate::probe::Probe;
 use crate::reason::{self, Reason, chain};
 use crate::render::{Desired, Renderer};
-use crate::report::{self, At, Note, Report, State, UnitHealth};
-use crate::resource::file::{FileState, Policy};
+use crate::report::{self, At, Note, Report, State};
+use crate::resource::file::FileState;
 use crate::resource::{Digest, Kind, Resource};
+use crate::secrets::fingerprint::Fingerprints;
 use crate::secrets::identities::Identities;
-use crate::secrets::{Unsealed, unseal};
+use crate::secrets::{Unsealed, tls, unseal};
 use crate::settings::{Settings, TrustRoot};
-use crate::settle::{Settling, Vigil};
+use crate::settle::Vigil;
+use crate::singletons::Singletons;
 use crate::trust::Verified;
-use crate::trust::commit::Allowance;
+use crate::update::Updater;
+use crate::{errno, reach};
 
 /// Everything a run works with. It lives as long as the agent.
 pub struct World<'w> {
@@ -62,22 +82,57 @@ pub struct World<'w> {
     pub identities: &'w Identities,
     pub host: &'w dyn Host,
     pub store: Result<&'w dyn LockStore, &'w StoreError>,
+    /// Another machine lives under this node's name.
+    pub doubled: Option<Because>,
     pub probe: &'w (dyn Probe + Sync),
     pub clock: &'w dyn Clock,
     /// Set when the agent was asked to stop.
     pub stop: &'w AtomicBool,
     /// Members that must prove themselves: how long each has been healthy.
     pub vigil: &'w mut Vigil,
+    pub singletons: &'w mut Singletons,
+    /// What is known of the agent's own version.
+    pub updater: &'w mut Updater,
     /// Digest of everything local that the desired state depends on: agent version, settings, identities.
     pub local: Digest,
     pub mode: Mode,
+    /// When the remotes were last asked.
+    pub inquiry: &'w mut Inquiry,
+    /// Somebody else wants to reboot the machine, and waits for this run's answer.
+    pub asked: Option<Asked>,
+}
+
+/// When the remotes were last asked, in awake time, if there was nothing to complain of. While holds go round a group its
+/// members look often, and none of that is news of the branch.
+#[derive(Default)]
+pub struct Inquiry {
+    at: Option<Duration>,
+    /// What led to this run says nothing of the branch.
+    pub is_no_news: bool,
+}
+
+impl Inquiry {
+    const LATELY: Duration = Duration::from_secs(5);
+
+    fn spares(&self, poll_secs: u64, clock: &dyn Clock) -> bool {
+        let lately = Self::LATELY.min(Duration::from_secs(poll_secs));
+        self.is_no_news && self.at.is_some_and(|at| clock.awake().saturating_sub(at) < lately)
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Mode {
     Apply,
-    /// Change nothing; bring back the plan as text.
-    DryRun(show::Paint),
+    /// Change nothing on the host; bring back the plan.
+    DryRun,
+    /// That for what this node has accepted, without a remote; nothing at all is written.
+    Look,
+}
+
+/// A plan for people and for machines.
+pub struct Shown {
+    pub text: String,
+    pub changes: Vec<Change>,
 }
 
 /// How a run ended.
@@ -85,14 +140,16 @@ pub struct Ran {
     pub report: Report,
     /// What was done, for people; empty if nothing was.
     pub lines: Vec<String>,
-    /// The plan, in a dry run.
-    pub plan: Option<String>,
+    /// In a dry run.
+    pub plan: Option<Shown>,
     /// Come back this soon: something is settling or waiting.
     pub again_in: Option<Duration>,
     /// Nothing had moved: most hops were not needed.
     pub still: bool,
     /// Managed files, for the drift watch; `None`: as before.
     pub managed: Option<Vec<HostPath>>,
+    /// Those that are not put back for now, whoever touches them.
+    pub resting: Vec<HostPath>,
     /// Keys whose change should wake this node.
     pub interests: Option<Vec<String>>,
 }
@@ -121,8 +178,9 @@ impl PipelineError {
     pub fn reason(&self) -> Reason {
         match self {
             Self::NothingToEnforce(because) => because.reason(),
-            Self::Ledger(_) | Self::Disk(_) | Self::Host(_) | Self::Apply(_) | Self::Settle(_) | Self::Store { .. } => {
-                reason::APPLY_FAILED
+            Self::Host(error) => error.reason(),
+            Self::Ledger(_) | Self::Disk(_) | Self::Apply(_) | Self::Settle(_) | Self::Store { .. } => {
+                errno::reason_of(self).unwrap_or(reason::APPLY_FAILED)
             }
         }
     }
@@ -136,36 +194,108 @@ pub fn run(world: &mut World<'_>) -> Result<Ran, PipelineError> {
     {
         tell_error(world, error);
     }
+    lend::unanswered(world, &ran);
     ran
 }
 
 fn hops(world: &mut World<'_>) -> Result<Ran, PipelineError> {
-    let source = fetch_and_verify(world)?;
+    if let Some(ran) = going_down(world)? {
+        return Ok(ran);
+    }
+    let undone = undo(world)?;
+    let source = match world.mode {
+        Mode::Apply if world.inquiry.spares(world.settings.poll.secs, world.clock) => source::accepted(world)?,
+        Mode::Apply | Mode::DryRun => source::fetch_and_verify(world)?,
+        Mode::Look => source::accepted(world)?,
+    };
     if let Some(ran) = unmoved(world, &source)? {
         return Ok(ran);
     }
     let (Rendered { fleet, own }, at, complaint) = newest_good(world, source)?;
+    if world.mode == Mode::Apply {
+        let nodes = &fleet.environment.nodes;
+        let standing = nodes.iter().filter(|node| node.state != Membership::Retired).map(|node| node.name.clone());
+        let standing: Vec<NodeName> = standing.collect();
+        world.ledger.set_peers(nodes.iter().map(|node| node.name.clone()).collect(), &standing)?;
+    }
     let Some((spec, (secrets, desired))) = select(&fleet, &world.settings.node).zip(own) else {
-        return not_in_topology(world, at);
+        return not_in_topology(world, at, complaint);
     };
     let renderer = Renderer::new(&fleet);
-    let known = world.ledger.known()?;
-    let observed = observe(world.host, &desired, &known)?;
-    let plan = plan::plan(&desired, &observed, &known, &spec.groups);
-    if let Mode::DryRun(paint) = world.mode {
-        return dry_run(world, &plan, at, complaint, paint);
+    let fights = fights_now(world, &at)?;
+    let known = Known { resting: fights.resting(world.clock.now()), ..world.ledger.known()? };
+    let observed = observe(world.host, &desired, &known, world.ledger.fingerprints())?;
+    // After the look at the units: what runs by then may.
+    let known = Known { held: world.singletons.plan_with(), ..known };
+    let mut plan = plan::plan(&desired, &observed, &known, &spec.groups);
+    if world.mode == Mode::Apply {
+        world.ledger.set_booted(&plan.booted)?;
+        world.ledger.keep_rolled_back(&risk::wanted(&plan, &desired))?;
     }
-    let target = Target { fleet: &fleet, desired: &desired, unsealed: &secrets, lifted: &[] };
-    world.ledger.saw_secrets(target.seen())?;
+    if world.mode != Mode::Apply {
+        return dry_run(world, &plan, at, complaint);
+    }
+    let fingerprints = world.ledger.fingerprints();
+    let target = Target { fleet: &fleet, desired: &desired, unsealed: &secrets, fingerprints, lifted: &[] };
+    let seen = target.seen();
+    world.ledger.saw_secrets(seen)?;
     let session =
         open_session(world, &renderer, &spec, &secrets, &known, &observed, &at).map_err(repository_problems)?;
-    let settling = world.vigil.look(&session, &spec, &observed, world.ledger, world.settings)?;
-    let mut tools =
-        Tools { host: world.host, ledger: world.ledger, session: &session, stop: world.stop, observed: &observed };
-    let outcome = apply::apply(&plan, &mut tools)?;
+    if let Some(undone) = undone {
+        told(&undone, world, &session)?;
+    }
+    if let Some((batch, blocked)) = plan.refused()
+        && session.record().is_some_and(|record| record.batch == batch && record.phase == RecordPhase::Acting)
+    {
+        session.broken(&blocked.why)?;
+    }
+    let settling = world.vigil.look(&session, &spec, &observed, world.ledger, world.settings, &plan)?;
+    let pause = pause::in_force(&world.paths.pause(), &observed.boot_id, world.clock)?;
+    let put_off = match &pause {
+        Some(_) => {
+            session.withdraw();
+            // What was interrupted under a hold is brought to its end: its member may be down because of us.
+            let acting = |record: &Record| matches!(record.phase, RecordPhase::Acting | RecordPhase::Repairing);
+            plan.put_off(session.record().filter(acting).map(|record| record.batch).as_deref())
+        }
+        None => Vec::new(),
+    };
+    let ask = |areas: &BTreeSet<Area>| reach::reached(&session, world.root, spec.node, areas);
+    let reach = match world.settings.sandbox {
+        None => Reach { ask: &ask, pause: &reach::pause },
+        Some(_) => Reach::NOTHING,
+    };
+    let mut tools = Tools {
+        host: world.host,
+        ledger: world.ledger,
+        session: &session,
+        stop: world.stop,
+        observed: &observed,
+        reach: &reach,
+    };
+    let mut outcome = match session.permission() {
+        // The machine may go down at any moment: nothing is begun, as before a reboot of our own.
+        Permission::Fresh => Outcome { rebooting: true, ..Outcome::default() },
+        Permission::Nobody | Permission::Unused(_) => apply::apply(&plan, &mut tools)?,
+    };
+    if let Some((pause, _)) = &pause {
+        let because = pause.because(&observed.boot_id, world.clock);
+        outcome.deferred.extend(put_off.into_iter().map(|batch| (batch, because.clone())));
+    }
+    let open = candidates::open(&plan, &outcome);
+    // A machine that somebody works on takes nothing new.
+    let candidates = candidates::of(&desired, &|unit| pause.is_none() && !open.contains(unit));
+    world.singletons.stand_for(candidates, candidates::ordinary(&desired));
+    if let Some((pause, _)) = pause.as_ref().filter(|_| world.asked.as_ref().is_some_and(Asked::wants_to_reboot)) {
+        // Somebody works on this machine.
+        outcome.deferred.push((reboot::BY_ANOTHER.to_owned(), pause.because(&observed.boot_id, world.clock)));
+    }
+    let outcome = lend::serve(&mut world.asked, outcome, &plan, &session, world.host, world.ledger, &spec)?;
     let leads = if spec.groups.is_empty() { Vec::new() } else { session.leads() };
     let holds = session.record().map(|record| record.holds.into_iter().map(|(hold, _)| hold.group).collect());
-    let interests = interests(&session);
+    let mut interests = interests(&session, &plan.elects, &outcome);
+    let agent = world.updater.look(agents::wanted(&fleet.environment, spec.node), &observed.boot_id);
+    interests.extend(world.updater.interests());
     let facts = Facts {
         desired: &desired,
         plan: &plan,
@@ -177,54 +307,73 @@ fn hops(world: &mut World<'_>) -> Result<Ran, PipelineError> {
         complaint,
         leads,
         holds: holds.unwrap_or_default(),
+        fights,
+        certificates: tls::ending(&secrets, world.clock.now()),
+        pause,
+        window_opens_in: session.window_opens_in(),
+        agent,
     };
     publish(world, facts, interests)
 }
 
-/// The newest commit that is verified, and what is wrong with what the remotes offer.
-struct Source {
-    verified: Verified,
-    complaint: Option<Because>,
+/// A reboot was asked for in this boot. One that does not come counts as the last try.
+fn going_down(world: &mut World<'_>) -> Result<Option<Ran>, PipelineError> {
+    let mut booted = world.ledger.booted()?;
+    let Some(asked) = booted.asked.as_mut().filter(|_| world.mode == Mode::Apply) else { return Ok(None) };
+    if asked.boot_id != world.host.observe(&Query::default())?.boot_id {
+        return Ok(None);
+    }
+    if world.clock.awake().saturating_sub(Duration::from_millis(asked.at_ms)) > reboot::DOWN_WITHIN {
+        asked.boot_id.clear();
+        asked.times = reboot::REBOOTS_MAX;
+        world.ledger.set_booted(&booted)?;
+        return Ok(None);
+    }
+    let fresh = || Report::new(&world.settings.node, &world.settings.environment, world.clock.now());
+    let mut report = report::read(&world.paths.report()).unwrap_or_else(fresh);
+    report.state = State::Applying;
+    report.reason = reason::REBOOTING.id.to_owned();
+    report.sentence = reason::REBOOTING.sentence.to_owned();
+    let again_in = Some(Duration::from_secs(10));
+    Ok(Some(Ran {
+        report,
+        lines: Vec::new(),
+        plan: None,
+        again_in,
+        still: false,
+        managed: None,
+        resting: Vec::new(),
+        interests: None,
+    }))
 }
 
-#[tracing::instrument(skip_all, fields(node = %world.settings.node))]
-fn fetch_and_verify(world: &mut World<'_>) -> Result<Source, PipelineError> {
-    let before = world.accepted.accepted().cloned();
-    let offered = world.repository.fetch(world.root, before.as_ref());
-    let offered = offered.and_then(|fetched| fetched.verify(world.root, before.as_ref()));
-    let floor = world.ledger.good()?.filter(|_| before.is_none());
-    let complaint = match offered {
-        // What was accepted is lost, but the ledger still knows how far this node was.
-        Ok(verified) if floor.as_ref().is_some_and(|floor| verified.seq() < floor.seq) => {
-            let floor = floor.map_or(0, |floor| floor.seq);
-            let (commit, seq) = (verified.commit().short(), verified.seq());
-            let sentence = format!("{commit} is number {seq} of the branch, this node was at number {floor}");
-            Because::new(reason::ROLLBACK, None, sentence)
-        }
-        Ok(verified) if before.as_ref() == Some(verified.accepted()) => {
-            return Ok(Source { verified, complaint: None });
-        }
-        Ok(verified) => {
-            for commit in verified.new_commits() {
-                tracing::info!(commit = %commit.id, subject = %commit.subject, "verified");
-            }
-            world.repository.admit(&verified).map_err(|source| store_error(verified.commit(), source))?;
-            world.accepted.keep(verified.accepted())?;
-            return Ok(Source { verified, complaint: None });
-        }
-        Err(GitError::Refused(mut refusal)) => {
-            // What was accepted may have problems of its own: then an earlier commit is in force.
-            if let Some(good) = world.ledger.good()? {
-                refusal.last_good = Some(good.commit);
-            }
-            Because::new(refusal.reason, None, refusal.to_string()).ends(refusal.reason.mend)
-        }
-        Err(error) => Because::new(error.reason(), None, chain(&error)),
-    };
-    match before.and_then(|accepted| world.repository.resume(world.root, &accepted)) {
-        Some(verified) => Ok(Source { verified, complaint: Some(complaint) }),
-        None => Err(PipelineError::NothingToEnforce(Box::new(complaint))),
+/// A node-risk batch that was live when the agent or the machine died, or that the timer put back since: what is remembered
+/// of it is as it was before.
+fn undo(world: &mut World<'_>) -> Result<Option<Undone>, PipelineError> {
+    let state = world.paths.state();
+    if world.mode != Mode::Apply {
+        return Ok(None);
     }
+    if confirm::is_open(&state) {
+        world.host.perform(&Step::RollBack("the agent ended before it was confirmed"))?;
+    }
+    let undone = confirm::undone(&state);
+    if let Some(Undone { undo, why }) = &undone {
+        world.ledger.interrupted(undo, &format!("{} put back: {why}", undo.batch))?;
+        // Once: a run that ends before its end must not count it again.
+        world.host.perform(&Step::Noted)?;
+    }
+    Ok(undone)
+}
+
+/// The hold that was taken for it has failed, unless it is tried once more.
+fn told(undone: &Undone, world: &World<'_>, session: &Session<'_>) -> Result<(), PipelineError> {
+    let name = &undone.undo.batch;
+    let refused = world.ledger.known()?.rolled_back.contains_key(&undone.undo.digest.to_string());
+    if refused && session.record().is_some_and(|record| record.batch == *name) {
+        session.broken(&format!("{name} put back: {}", undone.why))?;
+    }
+    Ok(())
 }
 
 fn store_error(commit: &CommitId, source: GitError) -> PipelineError {
@@ -237,7 +386,11 @@ const AUDIT_SECS: i64 = 600;
 /// Nothing moved since the last converged run: same commit, same local settings, every file with the same stamp, every unit
 /// in the same run of itself. Then there is nothing to render and nothing to do.
 fn unmoved(world: &mut World<'_>, source: &Source) -> Result<Option<Ran>, PipelineError> {
-    if world.mode != Mode::Apply || source.complaint.is_some() {
+    let apply = world.mode == Mode::Apply && !world.singletons.have_moved();
+    if !apply || source.complaint.is_some() || world.updater.on_trial() || world.asked.is_some() {
+        return Ok(None);
+    }
+    if pause::read(&world.paths.pause())?.is_some() {
         return Ok(None);
     }
     let Some(seal) = world.ledger.seal()? else { return Ok(None) };
@@ -246,6 +399,7 @@ fn unmoved(world: &mut World<'_>, source: &Source) -> Result<Option<Ran>, Pipeli
     let same = seal.key == world.local
         && seal.at.commit == *source.verified.commit()
         && last.state == State::Converged
+        && !last.untold
         && (0..AUDIT_SECS).contains(&age)
         && session::read_record(&world.paths.hold()).is_none();
     if !same {
@@ -255,22 +409,17 @@ fn unmoved(world: &mut World<'_>, source: &Source) -> Result<Option<Ran>, Pipeli
         files: seal
             .files
             .iter()
-            .map(|(path, stamp, digest)| FileQuery {
-                path,
-                known: Some((*stamp, *digest)),
-                bytes_unless: Some(*digest),
-            })
+            // Only the stamp is looked at.
+            .map(|(path, stamp)| FileQuery { path, known: Some((*stamp, seal.key)), bytes_unless: None })
             .collect(),
         units: seal.units.iter().map(|(unit, _)| unit).collect(),
         ..Query::default()
     };
     let observed = world.host.observe(&query)?;
-    let files = seal.files.iter().all(|(path, stamp, _)| {
+    let files = seal.files.iter().all(|(path, stamp)| {
         matches!(observed.files.get(path), Some(FileState::Regular(regular)) if regular.stamp == *stamp)
     });
-    let units = seal.units.iter().all(|(unit, invocation)| {
-        observed.units.get(unit).is_some_and(|state| state.invocation == *invocation && !state.needs_daemon_reload)
-    });
+    let units = seal.units.iter().all(|(unit, state)| observed.units.get(unit) == Some(state));
     Ok((files && units).then(|| Ran {
         report: last,
         lines: Vec::new(),
@@ -278,6 +427,7 @@ fn unmoved(world: &mut World<'_>, source: &Source) -> Result<Option<Ran>, Pipeli
         again_in: None,
         still: true,
         managed: None,
+        resting: Vec::new(),
         interests: None,
     }))
 }
@@ -300,12 +450,19 @@ fn newest_good(world: &mut World<'_>, source: Source) -> Result<(Rendered, At, O
             Ok(rendered) if good.as_ref() == Some(&at) => return Ok((rendered, at, complaint)),
             Ok(rendered) => match held_back(&rendered, &verified, world)? {
                 None => {
-                    world.ledger.set_good(&at)?;
+                    if world.mode != Mode::Look {
+                        world.ledger.set_good(&at)?;
+                    }
                     return Ok((rendered, at, complaint));
                 }
                 Some(because) => because,
             },
             Err(problems) if good.as_ref() == Some(&at) => return Err(repository_problems(problems)),
+            Err(problems) if problems.iter().any(|problem| problem.rule == rule::FORMAT_VERSION) => {
+                let newer = problems.iter().filter(|problem| problem.rule == rule::FORMAT_VERSION);
+                let what: Vec<String> = newer.map(|one| format!("{}: {}", one.path, one.title)).collect();
+                Because::new(reason::AGENT_TOO_OLD, None, format!("{}: {}", at.commit.short(), what.join("; ")))
+            }
             Err(problems) => {
                 let errors = problems.into_iter().filter(|problem| problem.severity == Severity::Error);
                 invalid(&at.commit, &diagnostics::render(&errors.collect::<Vec<_>>(), &tree, Style::default()))
@@ -334,12 +491,9 @@ fn invalid(commit: &CommitId, problems: &str) -> Because {
 fn held_back(rendered: &Rendered, verified: &Verified, world: &World<'_>) -> Result<Option<Because>, PipelineError> {
     let Some((unsealed, desired)) = &rendered.own else { return Ok(None) };
     let known = world.ledger.known()?;
-    let applied = world.ledger.applied()?;
-    let since = applied.as_ref().map(|at| &at.commit);
-    let lifted = world.repository.allowances(verified, since, &world.root.limits);
-    let lifted = lifted.map_err(|source| store_error(verified.commit(), source))?;
-    let lifted: Vec<Allowance> = lifted.into_iter().map(|(_, one)| one).collect();
-    Ok(guard::judge(&Target { fleet: &rendered.fleet, desired, unsealed, lifted: &lifted }, &known))
+    let lifted = world.ledger.lifted(verified.seq())?;
+    let fingerprints = world.ledger.fingerprints();
+    Ok(guard::judge(&Target { fleet: &rendered.fleet, desired, unsealed, fingerprints, lifted: &lifted }, &known))
 }
 
 /// Errors: every problem of a commit that touches this node; a node that the topology does not name is touched by none.
@@ -362,13 +516,19 @@ fn repository_problems(problems: Vec<Problem>) -> PipelineError {
     PipelineError::NothingToEnforce(Box::new(Because::new(reason::REPOSITORY_INVALID, None, titles.join("; "))))
 }
 
-fn not_in_topology(world: &mut World<'_>, at: At) -> Result<Ran, PipelineError> {
+fn not_in_topology(world: &mut World<'_>, at: At, complaint: Option<Because>) -> Result<Ran, PipelineError> {
     let sentence = format!("{} does not name {}", at.commit.short(), world.settings.node);
     let mut report = blank(world, &at)?;
     report.state = State::NotInTopology;
     report.reason = reason::NOT_IN_TOPOLOGY.id.to_owned();
     report.sentence = sentence.clone();
-    tell(world, &mut report)?;
+    // A newer commit may name it, and be held back.
+    report.notes.extend(complaint.map(Note::of_source));
+    if world.mode == Mode::Apply {
+        // It is a candidate for nothing any more.
+        world.singletons.stand_for(Vec::new(), []);
+        tell(world, &mut report)?;
+    }
     Ok(Ran {
         report,
         lines: vec![sentence],
@@ -376,13 +536,19 @@ fn not_in_topology(world: &mut World<'_>, at: At) -> Result<Ran, PipelineError> 
         again_in: None,
         still: false,
         managed: Some(Vec::new()),
+        resting: Vec::new(),
         interests: Some(Vec::new()),
     })
 }
 
 /// Looks at what is wanted, and at what is ours and not wanted any more.
 #[tracing::instrument(skip_all)]
-pub fn observe(host: &dyn Host, desired: &Desired, known: &Known) -> Result<Observed, HostError> {
+pub fn observe(
+    host: &dyn Host,
+    desired: &Desired,
+    known: &Known,
+    fingerprints: &Fingerprints,
+) -> Result<Observed, HostError> {
     let mut query = Query::default();
     let leftovers: Vec<(HostPath, UnitName)> = known
         .owned
@@ -394,17 +560,22 @@ pub fn observe(host: &dyn Host, desired: &Desired, known: &Known) -> Result<Obse
         match &placed.resource {
             Resource::File(spec) => {
                 let owned = known.owned.get(&placed.resource.id());
-                let stamp = owned.and_then(|owned| Some((owned.stamp?, owned.content?)));
                 let wanted = spec.content.bytes().map(Digest::of);
+                // What we left there is worth knowing only as long as it is what is wanted.
+                let left = |wanted: &Digest| owned.is_some_and(|own| own.content == Some(fingerprints.of(*wanted)));
+                let stamp = wanted.filter(left).and_then(|wanted| Some((owned?.stamp?, wanted)));
                 query.files.push(FileQuery { path: &spec.path, known: stamp, bytes_unless: wanted });
             }
             Resource::Unit(spec) => query.units.push(&spec.name),
-            Resource::Package(spec) => query.packages.push(spec),
+            Resource::Package(spec) => query.packages.push(&spec.name),
             Resource::Artifact(spec) => query.artifacts.push(spec),
             Resource::Action(spec) => query.actions.push(spec),
         }
     }
     // What we own and nobody wants any more is looked at too, to be removed.
+    let installed = known.owned.keys().filter(|id| id.kind == Kind::Package).map(|id| id.name.as_str());
+    let unwanted: Vec<&str> = installed.filter(|name| !query.packages.contains(name)).collect();
+    query.packages.extend(unwanted);
     let wanted: HashSet<&HostPath> = query.files.iter().map(|file| file.path).collect();
     for (path, unit) in &leftovers {
         if path.as_str().starts_with('/') {
@@ -415,16 +586,16 @@ pub fn observe(host: &dyn Host, desired: &Desired, known: &Known) -> Result<Obse
             query.units.push(unit);
         }
     }
+    for unit in &known.along {
+        if !query.units.contains(&unit) {
+            query.units.push(unit);
+        }
+    }
+    query.stop_sets = true;
     host.observe(&query)
 }
 
-fn dry_run(
-    world: &mut World<'_>,
-    plan: &Plan<'_>,
-    at: At,
-    complaint: Option<Because>,
-    paint: show::Paint,
-) -> Result<Ran, PipelineError> {
+fn dry_run(world: &mut World<'_>, plan: &Plan<'_>, at: At, complaint: Option<Because>) -> Result<Ran, PipelineError> {
     let mut report = blank(world, &at)?;
     if let Some(because) = complaint {
         report.state = State::of_source(because.reason());
@@ -437,345 +608,11 @@ fn dry_run(
     Ok(Ran {
         report,
         lines: Vec::new(),
-        plan: Some(show::node(plan, paint)),
+        plan: Some(Shown { text: show::node(plan, Paint::COLOUR), changes: changes::of(plan, &Before::Host) }),
         again_in: None,
         still: false,
         managed: None,
+        resting: Vec::new(),
         interests: None,
     })
-}
-
-fn open_session<'a>(
-    world: &World<'a>,
-    renderer: &Renderer<'_>,
-    spec: &'a NodeSpec<'_>,
-    secrets: &crate::secrets::Unsealed,
-    known: &Known,
-    observed: &Observed,
-    at: &At,
-) -> Result<Session<'a>, Vec<Problem>> {
-    Ok(Session {
-        me: &spec.node.name,
-        store: world.store.map_err(session::because_of),
-        probe: world.probe,
-        clock: world.clock,
-        boot_id: observed.boot_id.clone(),
-        state_is_old: !known.units.is_empty(),
-        record_path: world.paths.hold(),
-        pin_path: world.paths.store_pin(),
-        circles: circles(renderer, spec, secrets, known)?,
-        commit: at.commit.clone(),
-        seq: at.seq,
-    })
-}
-
-/// The groups that this node is a member of by the target commit, and those that protect a unit as it runs now.
-pub fn circles<'a>(
-    renderer: &Renderer<'_>,
-    spec: &NodeSpec<'a>,
-    secrets: &crate::secrets::Unsealed,
-    known: &Known,
-) -> Result<Vec<Circle<'a>>, Vec<Problem>> {
-    let environment = &spec.fleet.environment;
-    let me = &spec.node.name;
-    let conflicts = |group: &Group| -> Vec<GroupId> {
-        let with_aliases = group.conflicts.iter().flat_map(|id| {
-            let aliases = environment.groups().find(|other| other.id == *id).map(|other| other.aliases.as_slice());
-            std::iter::once(id).chain(aliases.unwrap_or_default())
-        });
-        with_aliases.cloned().collect()
-    };
-    let mut circles = Vec::new();
-    for group in &spec.groups {
-        let ask = |check: &Option<String>| match check {
-            Some(check) => renderer.questions(spec, group, check, secrets),
-            None => Ok(Vec::new()),
-        };
-        let cluster = environment.cluster(&group.id.cluster());
-        let after = cluster.map(|cluster| cluster.after.as_slice()).unwrap_or_default().iter().map(|first| {
-            let members = environment.cluster(first).map(|cluster| cluster.members.clone()).unwrap_or_default();
-            (first.clone(), members)
-        });
-        circles.push(Circle {
-            group: Cow::Borrowed(*group),
-            conflicts: conflicts(group),
-            gate: ask(&group.gate)?,
-            leader: ask(&group.leader)?,
-            after: after.collect(),
-        });
-    }
-    for (unit, ran) in &known.units {
-        for id in &ran.groups {
-            if circles.iter().any(|circle| circle.ids().any(|known| known == id)) {
-                continue;
-            }
-            // This node has left it, or it is gone. Its members are those of today, and this one: it still counts.
-            let is_it = |group: &&Group| group.id == *id || group.aliases.contains(id);
-            let today = environment.groups().find(is_it).filter(|group| !group.members.is_empty());
-            let gate = today.and_then(|group| renderer.questions(spec, group, group.gate.as_ref()?, secrets).ok());
-            let mut group = today.cloned().unwrap_or_else(|| gone(id, unit));
-            group.members.push(me.clone());
-            let conflicts = conflicts(&group);
-            // A gate that cannot be asked leaves everybody unknown, which is down.
-            let gate = gate.unwrap_or_default();
-            circles.push(Circle { group: Cow::Owned(group), conflicts, gate, leader: Vec::new(), after: Vec::new() });
-        }
-    }
-    Ok(circles)
-}
-
-/// A group that the target commit does not declare: nobody needs it any more, so there is nothing to count. Who still
-/// has an older commit sees the hold under its name.
-fn gone(id: &GroupId, unit: &UnitName) -> Group {
-    Group {
-        id: id.clone(),
-        members: Vec::new(),
-        quorum: Quorum::None,
-        max_unavailable: 1,
-        rank: Vec::new(),
-        conflicts: Vec::new(),
-        aliases: Vec::new(),
-        unit: unit.clone(),
-        gate: None,
-        leader: None,
-        settle_secs: 0,
-        role: RoleName::new(""),
-    }
-}
-
-/// Keys whose change may end a wait of this node.
-fn interests(session: &Session<'_>) -> Vec<String> {
-    let groups = session.circles.iter().flat_map(|circle| circle.ids().chain(&circle.conflicts));
-    let groups: BTreeSet<&GroupId> = groups.collect();
-    let peers = session.circles.iter().flat_map(|circle| &circle.group.members);
-    let peers: BTreeSet<&NodeName> = peers.filter(|peer| *peer != session.me).collect();
-    let keys = groups.into_iter().map(protocol::hold_range).chain(peers.into_iter().map(protocol::report_key));
-    let always = [protocol::FREEZES.to_owned(), protocol::WAKE.to_owned(), protocol::dead_key(session.me)];
-    keys.chain(always).collect()
-}
-
-struct Facts<'a> {
-    desired: &'a Desired,
-    plan: &'a Plan<'a>,
-    /// Before anything was done.
-    known: &'a Known,
-    observed: &'a Observed,
-    outcome: Outcome,
-    settling: Settling,
-    at: At,
-    complaint: Option<Because>,
-    leads: Vec<GroupId>,
-    holds: Vec<GroupId>,
-}
-
-#[tracing::instrument(skip_all)]
-fn publish(world: &mut World<'_>, facts: Facts<'_>, interests: Vec<String>) -> Result<Ran, PipelineError> {
-    let Facts { desired, plan, known, observed, outcome, settling, at, complaint, leads, holds } = facts;
-    let ran = world.ledger.units()?;
-    let settled_again = session::read_record(&world.paths.hold());
-    let unsettled = plan.units.iter().any(|(unit, groups)| {
-        let wanted = plan.running.contains(unit) && !groups.is_empty();
-        wanted && ran.get(unit).is_none_or(|ran| !ran.settled)
-    });
-    let acted_now =
-        unsettled || settled_again.as_ref().is_some_and(|record| record.phase == session::RecordPhase::Settling);
-    let converged = outcome.is_converged() && settling.is_over() && settled_again.is_none() && !unsettled;
-    let mut report = blank(world, &at)?;
-    report.drift_repaired = world.ledger.count_drift(outcome.drift as u64)?;
-    report.audit = plan.audit.iter().map(ToString::to_string).collect();
-    report.leads = leads;
-    report.holds = holds;
-    report.units = unit_health(world.host, desired, &ran, &outcome)?;
-    let note = |(batch, because): &(String, Because)| Note {
-        batch: batch.clone(),
-        reason: because.reason.clone(),
-        because: because.clone(),
-    };
-    report.notes = outcome.failed.iter().chain(&outcome.deferred).map(note).collect();
-    let first = |list: &[(String, Because)]| list.first().map(|(_, because)| because.clone());
-    // A member that was restarted in this very run is judged from now on, whatever it was before.
-    let failed_before = settling.failed.clone().filter(|_| !acted_now);
-    let main = failed_before
-        .map(|because| (State::Failed, because))
-        .or_else(|| first(&outcome.failed).map(|because| (State::Failed, because)))
-        .or_else(|| settling.settling.clone().map(|because| (State::Applying, because)))
-        .or_else(|| {
-            acted_now.then(|| (State::Applying, Because::new(reason::SETTLING, None, "restarted, settling".to_owned())))
-        })
-        .or_else(|| first(&outcome.deferred).map(|because| (State::Waiting, because)));
-    if converged {
-        let changed = world.ledger.applied()?.as_ref() != Some(&at);
-        if changed || !outcome.done.is_empty() {
-            world.ledger.set_applied(&at, world.clock.now(), &summary(&outcome))?;
-        }
-        report.applied = Some(at.clone());
-    }
-    let untouched = converged && outcome.done.is_empty();
-    let seal = untouched.then(|| seal(world.local, &at, desired, observed)).flatten();
-    world.ledger.set_seal(seal)?;
-    // After a change the ledger knows more than this run saw; the next run sees it.
-    if outcome.done.is_empty() && outcome.failed.is_empty() {
-        freshen(world.ledger, known, observed)?;
-    }
-    let (state, because) = match (main, complaint) {
-        (Some((state, because)), complaint) => {
-            // A refusal stays visible beside a failure or a wait of our own.
-            report.notes.extend(complaint.map(|because| Note {
-                batch: "source".to_owned(),
-                reason: because.reason.clone(),
-                because,
-            }));
-            (state, Some(because))
-        }
-        (None, Some(because)) => (State::of_source(because.reason()), Some(because)),
-        (None, None) => (State::Converged, None),
-    };
-    report.state = state;
-    if let Some(because) = because {
-        report.reason = because.reason;
-        report.sentence = because.sentence;
-    }
-    tell(world, &mut report)?;
-    let waiting = !outcome.deferred.is_empty();
-    let again_in = match (settling.again_in, acted_now, waiting) {
-        (Some(again), _, _) => Some(again),
-        (None, true, _) => Some(Vigil::FIRST_LOOK),
-        // Watches bring us back at once; this is for when they are lost.
-        (None, false, true) => Some(Duration::from_secs(10)),
-        (None, false, false) => None,
-    };
-    let lines = outcome.done.iter().flat_map(|acted| acted.lines.iter().cloned()).collect();
-    let managed = desired
-        .resources
-        .iter()
-        .filter_map(|placed| match &placed.resource {
-            Resource::File(spec) => Some(spec.path.clone()),
-            _ => None,
-        })
-        .collect();
-    Ok(Ran { report, lines, plan: None, again_in, still: false, managed: Some(managed), interests: Some(interests) })
-}
-
-fn summary(outcome: &Outcome) -> String {
-    let files: usize = outcome.done.iter().map(|acted| acted.files).sum();
-    let restarts: usize = outcome.done.iter().map(|acted| acted.restarts).sum();
-    format!("{files} files, {restarts} restarts")
-}
-
-fn unit_health(
-    host: &dyn Host,
-    desired: &Desired,
-    ran: &BTreeMap<UnitName, RanWith>,
-    outcome: &Outcome,
-) -> Result<BTreeMap<UnitName, UnitHealth>, HostError> {
-    let units = desired.resources.iter().filter_map(|placed| match &placed.resource {
-        Resource::Unit(spec) => Some(&spec.name),
-        _ => None,
-    });
-    let query = Query { units: units.collect(), ..Query::default() };
-    let observed = host.observe(&query)?;
-    let health = observed.units.iter().map(|(name, state)| {
-        let (stop, start) = outcome.durations.get(name).copied().unwrap_or_default();
-        let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
-        let settled = ran.get(name).is_some_and(|ran| ran.settled);
-        (name.clone(), UnitHealth { active: state.active, settled, stop_ms: millis(stop), start_ms: millis(start) })
-    });
-    Ok(health.collect())
-}
-
-/// `None`: a file changed too short a time ago for its stamp to prove anything.
-fn seal(key: Digest, at: &At, desired: &Desired, observed: &Observed) -> Option<Seal> {
-    let mut files = Vec::new();
-    for placed in &desired.resources {
-        let Resource::File(spec) = &placed.resource else { continue };
-        match observed.files.get(&spec.path) {
-            Some(FileState::Regular(seen)) if seen.stamp.ctime_ns != 0 => {
-                files.push((spec.path.clone(), seen.stamp, seen.digest));
-            }
-            _ if spec.policy == Policy::Enforce => return None,
-            _ => {}
-        }
-    }
-    let units = observed.units.iter().map(|(name, state)| (name.clone(), state.invocation.clone())).collect();
-    Some(Seal { key, at: at.clone(), files, units })
-}
-
-/// What was hashed again because its stamp had moved need not be hashed next time.
-fn freshen(ledger: &mut Ledger, known: &Known, observed: &Observed) -> Result<(), LedgerError> {
-    let moved = known.owned.iter().filter_map(|(id, owned)| {
-        let FileState::Regular(seen) = observed.files.get(id.name.as_str())? else { return None };
-        let fresh = owned.content == Some(seen.digest) && owned.stamp != Some(seen.stamp) && seen.stamp.ctime_ns != 0;
-        fresh.then(|| (id.clone(), Owned { stamp: Some(seen.stamp), ..owned.clone() }))
-    });
-    ledger.own(&moved.collect::<Vec<_>>())
-}
-
-fn blank(world: &World<'_>, at: &At) -> Result<Report, PipelineError> {
-    Ok(Report {
-        applied: world.ledger.applied()?,
-        target: Some(at.clone()),
-        drift_repaired: world.ledger.drift_repaired()?,
-        proven: world.ledger.proven()?,
-        ..Report::new(&world.settings.node, &world.settings.environment, world.clock.now())
-    })
-}
-
-/// The disk and the store may be what is wrong: each is told as far as it listens.
-fn tell_error(world: &World<'_>, error: &PipelineError) {
-    let last = report::read(&world.paths.report());
-    let now = world.clock.now();
-    let fresh = || Report::new(&world.settings.node, &world.settings.environment, now);
-    let mut report = last.clone().unwrap_or_else(fresh);
-    report.state = match error {
-        PipelineError::NothingToEnforce(because) => State::of_source(because.reason()),
-        _ => State::Failed,
-    };
-    report.reason = error.reason().id.to_owned();
-    report.sentence = chain(error);
-    report.notes.clear();
-    (report.since, report.at) = (now, now);
-    if let Some(last) = &last {
-        carry_over(&mut report, last);
-    }
-    if let Err(error) = report::write(&world.paths.report(), &report) {
-        tracing::warn!("the report cannot be written: {}", chain(&error));
-    }
-    if last.is_none_or(|last| report.differs(&last))
-        && let Ok(store) = world.store
-        && let Err(error) = report::publish(store, &report)
-    {
-        tracing::warn!(%error, "the report did not reach the store; it follows with the next one");
-    }
-}
-
-/// To the disk and to the store, if it says something new.
-fn tell(world: &mut World<'_>, report: &mut Report) -> Result<(), PipelineError> {
-    let last = report::read(&world.paths.report());
-    if let Some(last) = &last {
-        carry_over(report, last);
-    }
-    let news = last.as_ref().is_none_or(|last| report.differs(last));
-    report::write(&world.paths.report(), report)?;
-    if news
-        && let Ok(store) = world.store
-        && let Err(error) = report::publish(store, report)
-    {
-        tracing::warn!(%error, "the report did not reach the store; it follows with the next one");
-    }
-    Ok(())
-}
-
-/// What outlives a run: when the state began, and how long a unit's last stop and start took.
-fn carry_over(report: &mut Report, last: &Report) {
-    if last.state == report.state && last.reason == report.reason && last.target == report.target {
-        report.since = last.since;
-    }
-    for (name, unit) in &mut report.units {
-        if let Some(before) = last.units.get(name)
-            && unit.stop_ms == 0
-        {
-            unit.stop_ms = before.stop_ms;
-            unit.start_ms = before.start_ms;
-        }
-    }
 }

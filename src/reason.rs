@@ -108,6 +108,12 @@ reasons! {
     ROOT_REQUIRED = "root-required", Trust,
         "trust/ or fleet.toml changed in a commit that no principal with role root signed.",
         "Have a root principal make this change in a commit of its own.";
+    STALE_MERGE = "stale-merge", Trust,
+        "A merge that no authorised key signed joins the branch too far back, or at more than one place.",
+        "At the forge use \"update branch\" and merge again; or merge locally and sign. Mend the branch with `converger trust mend`.";
+    MERGE_ALTERED = "merge-altered", Trust,
+        "A merge that no authorised key signed is not what merging its two parents gives.",
+        "If the forge resolved a conflict: merge locally and sign. If not, look at who runs the forge. Mend the branch with `converger trust mend`.";
     TRUST_REMOVED = "trust-removed", Trust,
         "A commit removes, empties or garbles the trust folder.",
         "Mend the branch with `converger trust mend`; the folder cannot be dropped.";
@@ -120,6 +126,9 @@ reasons! {
     ROLLBACK = "rollback", Trust,
         "The remote offers an ancestor of what this node already accepted.",
         "Put the branch back to where it was; to go back on purpose use `git revert`.";
+    ROLLBACK_FLOOR = "rollback-floor", Trust,
+        "The remote offers less than this node had verified before its own record of it was lost or set back.",
+        "Bring the remote up to date; if what the node knew is to be given up, give trust.toml a new introduction.";
     FOXTROT = "foxtrot", Trust,
         "What this node accepted is in the branch's history, but not on its first-parent chain.",
         "Merge the other way round: the tracked branch must be the first parent.";
@@ -140,8 +149,11 @@ reasons! {
         "Look at the remote or mirror; this node keeps enforcing its last good commit.";
     FORKED_SOURCE = "forked-source", Trust,
         "Other nodes verified another commit at the same place of the history.",
-        "Find out who signed both; this node keeps enforcing its last good commit.";
+        "Find out who signed both, and which remote shows which; each node goes on with the chain that it verified.";
     // repository
+    AGENT_TOO_OLD = "agent-too-old", Repository,
+        "The commit is of a newer format than this agent knows; the last good commit stays in force.",
+        "Bring the agents to the new version first (component converger of versions.toml), then raise `format`.";
     REPOSITORY_INVALID = "repository-invalid", Repository,
         "The commit verifies, but the fleet repository has problems that touch this node.",
         "Run `converger check`; the fix is the next commit.";
@@ -152,18 +164,63 @@ reasons! {
         "The commit does something that a guard of fleet.toml holds back.",
         "If it is meant, say so in a signed commit with a `Converger-Allow:` trailer.";
     // host
+    UPDATE_FAILED = "update-failed", Host,
+        "The agent that the commit wants is not one: it cannot be had, or did not complete a run; the one before it works on.",
+        "Revert the version of component converger, or give it another; the message says what went wrong.";
     APPLY_FAILED = "apply-failed", Host,
         "A resource could not be brought to what the repository says; the rest went on.",
         "Read the resource's error in `converger why NODE` or the journal.";
+    UNSAFE_PATH = "unsafe-path", Host,
+        "A path leads through a link that others than root could have made, or what is in its place is no file.",
+        "Look at what is there and who made it; move it away, or manage another path.";
+    DISK_FULL = "disk-full", Host,
+        "A file system or a quota has no room for what must be written; the files are what they were.",
+        "Free space or inodes there; the next run goes on by itself.";
+    READ_ONLY = "read-only", Host,
+        "A file system is mounted read-only, or a file or its directory is immutable or append-only.",
+        "Remount it, or clear the attribute (lsattr, chattr -i -a); the next run goes on by itself.";
+    DISK_ERROR = "disk-error", Host,
+        "The kernel could not read or write a disk.",
+        "Read the kernel's log. On a disk that works, the next run writes anew whatever did not get there.";
+    OUT_OF_RESOURCES = "out-of-resources", Host,
+        "The agent met a limit of memory, processes or open files.",
+        "Raise the limits of its unit, or end what uses them up; the next run goes on by itself.";
+    DIGEST_MISMATCH = "digest-mismatch", Host,
+        "A mirror gave an archive that does not have the sha256 of versions.toml; what was live stays.",
+        "Find out what the mirror has: if it is what you want, put its sha256 into versions.toml, signed.";
+    MIRRORS_FAILED = "mirrors-failed", Host,
+        "No mirror of an artifact gave its archive; what was live stays.",
+        "The message names each mirror and what it said; what was received already is gone on with.";
+    ARCHIVE_REFUSED = "archive-refused", Host,
+        "An archive has an entry that is not unpacked: outside of its directory, a device, a name twice, too large.",
+        "The message names the entry; pack the archive anew without it.";
     DEPENDENCY_FAILED = "dependency-failed", Host,
         "Left alone because something it needs failed.",
         "Mend what failed first; this follows by itself.";
     GATE_FAILED = "gate-failed", Host,
         "This node's own member did not become healthy after its restart; it keeps its hold, so nobody else moves.",
         "Fix forward or `git revert`: the next commit repairs this node first.";
+    ROLLED_BACK = "rolled-back", Host,
+        "A change of network, firewall, sshd or the like cut this node off, or was not confirmed; it was put back and is not tried again.",
+        "Change it or `git revert`: content that is the same is not tried again. A hold taken for it stays until then.";
+    REBOOT_FAILED = "reboot-failed", Host,
+        "The machine was told to reboot and did not, or needed another reboot for the same commit each time it came back.",
+        "Look at the machine's console and at what changes the named files at boot; then fix forward or `git revert`.";
+    REBOOTING = "rebooting", Waiting,
+        "The machine reboots, under the holds of all groups of the node.",
+        "Nothing: it settles when it is back. If it does not come back, look at its console.";
     STEP_FAILED = "step-failed", Host,
         "A step before the stop failed; nothing was stopped and the hold was given back.",
         "Look at the step's command; it is tried again at the next run.";
+    PACKAGE_BUSY = "package-busy", Host,
+        "Somebody else works on this machine's packages, for longer than is waited for.",
+        "Look at the process that the message names; it is tried again at the next run.";
+    PACKAGE_PLAN = "package-plan", Host,
+        "The package manager would remove or change packages that the role does not list; nothing was touched.",
+        "List them in the role with the version that is meant, or pin another version of what needs them.";
+    DRIFT_FIGHT = "drift-fight", Host,
+        "Somebody else goes on writing a file that is put back each time, so it is put back ever more seldom.",
+        "Find who writes it (another configuration manager, the service itself). If it is the service's own: `policy = \"seed\"` or `\"audit\"` for that file.";
     DRY_RUN = "dry-run", Host,
         "There is something to do, and this was a dry run.",
         "Run without --dry-run.";
@@ -194,19 +251,40 @@ reasons! {
         "It ends by itself.";
     FROZEN = "frozen", Waiting,
         "A freeze is in force: nothing new is stopped.",
-        "It ends when its key below `freeze/` in the store is deleted, or that key's lease ends.";
+        "It ends by itself at its time, or by `converger unfreeze`.";
+    OUTSIDE_WINDOW = "outside-window", Waiting,
+        "A cluster has maintenance windows, and none is open: no running member of it is taken away.",
+        "It ends when the next window opens. To go now, add a window to the cluster in topology.toml.";
     DECLARED_DEAD = "declared-dead", Waiting,
         "An operator declared this node dead; it must not disrupt anything.",
-        "Make sure that the machine is what it was, then delete its key below `dead/` in the store.";
+        "Make sure that the machine is what it was, then `converger node admit NODE`.";
+    PAUSED = "paused", Waiting,
+        "Somebody paused this node: its agent applies nothing; what is settling goes on, and holds are given back.",
+        "It ends by itself at its time, or by `converger resume` on the node.";
+    CLONED = "cloned", Waiting,
+        "Another machine lives under this node's name: a copy of its disk, or a snapshot of it.",
+        "Switch off the one that is the copy, or give it an identity of its own (`converger enroll`). It ends 90 s after the last sign of the other one; a reboot looks the same for as long.";
     LOST_RACE = "lost-race", Waiting,
         "Another member claimed first.",
         "Tried again as soon as that hold is released.";
     QUORUM_TOO_SMALL = "quorum-too-small", Waiting,
         "The group can never spare a member: it has too few for its quorum.",
         "Add members, or state `quorum = \"none\"` for it if losing it for a moment is acceptable.";
+    BEHIND_PEER = "behind-peer", Waiting,
+        "An action of the whole cluster waits: another member follows a newer commit, and this one would put the old state back.",
+        "It ends when this node has fetched that commit. If it does not end, compare what both reach: `converger status`.";
     BEHIND_SPEC = "behind-spec", Waiting,
-        "The group's members and lanes are governed by a commit that this node has not verified yet.",
-        "It ends when this node has fetched that commit.";
+        "Who belongs to the group, or how many of it may be away, is declared by a commit that this node has not accepted.",
+        "It ends when the node has accepted that commit. If the branch has no such commit, find out who wrote it, and delete the key below `spec/`.";
+    AGENT_UPDATE = "agent-update", Waiting,
+        "Another version of the agent is wanted, and this node has not taken it yet.",
+        "It ends by itself: canaries first, then a share of the nodes at a time, each after one whole run.";
+    FLEETLOCK_REQUEST = "fleetlock-request", Waiting,
+        "A request to the FleetLock endpoint is not one, or is not meant for this machine; nobody was asked.",
+        "Send what the manual says under \"FleetLock\"; the id is the node's name, or what zincati calls this machine.";
+    FLEETLOCK_BUSY = "fleetlock-busy", Waiting,
+        "The agent could not answer a FleetLock request in time, or answers another one.",
+        "Ask again; nothing is held for a client that did not hear its answer.";
     // unreachable
     SOURCE_UNREACHABLE = "source-unreachable", Unreachable,
         "No remote could be fetched from.",
@@ -221,12 +299,12 @@ reasons! {
         "The store has raised its NOSPACE alarm: no claims; releases still work.",
         "Compact and defragment etcd, then disarm the alarm.";
     STORE_REPLACED = "store-replaced", Unreachable,
-        "The store is not the one this node knows: another cluster, or an older revision of it.",
-        "Make sure that no hold was lost, as the manual says under \"etcd does not answer\"; no node disrupts anything until then.";
+        "The store is not the one this node knows: another cluster, or an older state of it.",
+        "If the endpoints are wrong, put them right. If etcd was restored: `converger holds reinit`, as the manual says under \"etcd was restored\"; no node disrupts anything until then.";
     // secrets
     SECRET_UNREADABLE = "secret-unreadable", Secrets,
         "A secret that this node needs cannot be opened with its identities.",
-        "Grant it in secrets.toml and re-encrypt it to the recipients that the message names.";
+        "Run `converger secret rekey` in the fleet repository; the message names the secret and the node's recipient.";
     IDENTITY_PERMISSIONS = "identity-permissions", Secrets,
         "The node's identity is missing, or others can read it.",
         "Keep it a regular file of the agent's own user with mode 0600.";

@@ -12,7 +12,8 @@ use crate::disk::{self, DiskError};
 use crate::lock::protocol;
 use crate::lock::quorum::Because;
 use crate::lock::store::{LockStore, StoreError, Transaction, Write};
-use crate::name::{CommitId, EnvironmentName, GroupId, NodeName, UnitName};
+use crate::name::{CommitId, EnvironmentName, GroupId, NodeName, SecretName, UnitName};
+use crate::pause::Pause;
 use crate::reason::{self, Exit, Reason};
 use crate::resource::unit::Active;
 
@@ -33,15 +34,26 @@ pub enum State {
     Waiting,
     /// The offered commit was refused; the last good one is enforced.
     Refused,
+    /// The offered commit was not refused, but other nodes know more of the branch.
+    StaleSource,
+    /// Other nodes verified another branch.
+    ForkedSource,
     Unreachable,
     NotInTopology,
+    /// Somebody works on the machine: nothing is applied.
+    Paused,
     Failed,
 }
 
 impl State {
     /// Of a node that is as the last good commit says, while the source gives this reason to complain.
     pub fn of_source(reason: Reason) -> Self {
-        if reason == reason::SOURCE_UNREACHABLE { Self::Unreachable } else { Self::Refused }
+        let named = [
+            (reason::SOURCE_UNREACHABLE, Self::Unreachable),
+            (reason::STALE_SOURCE, Self::StaleSource),
+            (reason::FORKED_SOURCE, Self::ForkedSource),
+        ];
+        named.into_iter().find(|(named, _)| *named == reason).map_or(Self::Refused, |(_, state)| state)
     }
 }
 
@@ -51,6 +63,13 @@ pub struct Note {
     pub batch: String,
     pub reason: String,
     pub because: Because,
+}
+
+impl Note {
+    /// What is wrong with what the remotes offer.
+    pub fn of_source(because: Because) -> Self {
+        Self { batch: "source".to_owned(), reason: because.reason.clone(), because }
+    }
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -69,12 +88,22 @@ pub struct Proof {
     pub seq: u64,
 }
 
+/// A certificate in one of the node's secrets that expires soon, or has expired.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Ending {
+    pub secret: SecretName,
+    pub expires: Timestamp,
+}
+
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Report {
     pub node: NodeName,
     pub environment: EnvironmentName,
     /// Version of the agent.
     pub agent: String,
+    /// Hex SHA-256 of the agent's program, once that has proved itself; only where a commit says which one is wanted.
+    #[serde(default)]
+    pub agent_sha256: Option<String>,
     /// The commit that is wholly live here.
     pub applied: Option<At>,
     /// The newest commit that was verified and is good for this node.
@@ -95,6 +124,21 @@ pub struct Report {
     /// Groups that this node's member leads, when it was last asked.
     pub leads: Vec<GroupId>,
     pub proven: BTreeMap<GroupId, Proof>,
+    /// Within 30 days, the first ones first.
+    #[serde(default)]
+    pub certificates: Vec<Ending>,
+    /// In force when this was written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pause: Option<Pause>,
+    /// How often the store that this node deals with was restored.
+    #[serde(default)]
+    pub store_epoch: u64,
+    /// What somebody should mend although nothing waits for it: of the store so far.
+    #[serde(default)]
+    pub warnings: Vec<String>,
+    /// The store does not have it yet.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub untold: bool,
     /// When this state began.
     pub since: Timestamp,
     pub at: Timestamp,
@@ -107,6 +151,7 @@ impl Report {
             node: node.clone(),
             environment: environment.clone(),
             agent: env!("CARGO_PKG_VERSION").to_owned(),
+            agent_sha256: None,
             applied: None,
             target: None,
             state: State::Converged,
@@ -119,6 +164,11 @@ impl Report {
             holds: Vec::new(),
             leads: Vec::new(),
             proven: BTreeMap::new(),
+            certificates: Vec::new(),
+            pause: None,
+            store_epoch: 0,
+            warnings: Vec::new(),
+            untold: false,
             since: now,
             at: now,
         }
@@ -140,9 +190,9 @@ impl Report {
             .fold(own, |worst, reason| worst.worst(reason.exit))
     }
 
-    /// Whether it says something else than the last one (the time of writing aside).
+    /// Whether it says something else than the last one (the time of writing aside, and who knows of it).
     pub fn differs(&self, last: &Self) -> bool {
-        Self { at: last.at, ..self.clone() } != *last
+        Self { at: last.at, untold: last.untold, ..self.clone() } != *last
     }
 }
 
@@ -159,8 +209,16 @@ impl Report {
             at.subject = at.subject.replace('\n', " ");
             at.commit = CommitId::new(at.commit.as_str().replace(|c: char| !c.is_ascii_hexdigit(), "?"));
         }
+        for ending in &mut self.certificates {
+            ending.secret = SecretName::new(ending.secret.as_str().replace(char::is_control, "\u{fffd}"));
+        }
         clean(&mut self.reason);
         clean(&mut self.sentence);
+        if let Some(pause) = &mut self.pause {
+            clean(&mut pause.reason);
+            clean(&mut pause.by);
+        }
+        self.warnings.iter_mut().for_each(clean);
         for note in &mut self.notes {
             for text in [&mut note.batch, &mut note.reason, &mut note.because.sentence, &mut note.because.ends] {
                 clean(text);
@@ -182,7 +240,8 @@ pub fn write(path: &Path, report: &Report) -> Result<(), DiskError> {
 }
 
 pub fn publish(store: &dyn LockStore, report: &Report) -> Result<(), StoreError> {
-    let value = serde_json::to_vec(report).expect("a report is plain data");
+    let told = Report { untold: false, ..report.clone() };
+    let value = serde_json::to_vec(&told).expect("a report is plain data");
     let then = vec![Write::Put(protocol::report_key(&report.node), value)];
     store.commit(&Transaction { when: Vec::new(), then }).map(drop)
 }
@@ -214,7 +273,10 @@ mod tests {
         let mut report = Report::new(&node, &environment, Timestamp::UNIX_EPOCH);
         report.sentence = "\u{1b}[2Jgone".to_owned();
         report.target = Some(At { commit: CommitId::from("zz\u{7}"), seq: 1, subject: "a\n\u{1b}]0;b".to_owned() });
+        report.certificates =
+            vec![Ending { secret: SecretName::from("a\u{1b}[1m\nb"), expires: Timestamp::UNIX_EPOCH }];
         let report = report.harmless();
+        assert!(!report.certificates[0].secret.as_str().contains(char::is_control));
         let target = report.target.unwrap();
         for text in [report.sentence.as_str(), target.subject.as_str(), target.commit.as_str()] {
             assert!(!text.contains(char::is_control), "{text:?}");

@@ -4,10 +4,11 @@
 //! paths made absolute, and valid. PURE: somebody else read the files. Never: a value from the environment, a secret.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
 use crate::fleet::schema::TrustPolicy;
 use crate::name::{CommitId, EnvironmentName, NodeName};
@@ -55,7 +56,25 @@ pub struct Settings {
     pub identities: Vec<PathBuf>,
     pub store: Store,
     pub poll: Poll,
+    /// Where others who reboot this machine ask first; `None`: nowhere.
+    pub fleetlock: Option<FleetLock>,
     pub sandbox: Option<Sandbox>,
+}
+
+/// An address that only this machine reaches.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum FleetLock {
+    Loopback(SocketAddr),
+    Unix(PathBuf),
+}
+
+impl fmt::Display for FleetLock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Loopback(address) => address.fmt(f),
+            Self::Unix(path) => path.display().fmt(f),
+        }
+    }
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -116,13 +135,13 @@ pub struct Introduction {
 }
 
 /// One place to fetch from; any of them may be hostile.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Remote {
     pub url: String,
     pub access: Access,
 }
 
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum Access {
     File {
         path: PathBuf,
@@ -143,7 +162,7 @@ pub enum Access {
     },
 }
 
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum Credential {
     /// A file with `user:token` (sent as Basic) or a bare token (sent as Bearer).
     Token(PathBuf),
@@ -153,8 +172,26 @@ pub enum Credential {
     },
 }
 
+impl Access {
+    /// Every local file or folder that fetching reads.
+    pub fn files(&self) -> Vec<PathBuf> {
+        match self {
+            Self::File { path } => vec![path.clone()],
+            Self::Ssh { key_file, .. } => vec![key_file.clone()],
+            Self::Https { ca, credential } => {
+                let credential = match credential {
+                    Some(Credential::Token(token)) => vec![token.clone()],
+                    Some(Credential::Certificate { cert, key }) => vec![cert.clone(), key.clone()],
+                    None => Vec::new(),
+                };
+                ca.iter().cloned().chain(credential).collect()
+            }
+        }
+    }
+}
+
 /// What one fetch may cost; more is `limit`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
     /// Bytes from one remote, and the content of one commit.
@@ -186,12 +223,16 @@ impl Default for Limits {
 }
 
 /// An engineer's own access: `~/.config/converger/client.toml`.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct ClientSettings {
     pub store: Option<Store>,
     /// Directory or URL of the fleet repository.
     pub repo: Option<String>,
     pub environment: Option<EnvironmentName>,
+    /// The private key that the `secret` commands open secrets with.
+    pub identity: Option<PathBuf>,
+    /// A node's trust.toml, for `converger trust`.
+    pub trust: Option<PathBuf>,
 }
 
 #[derive(Deserialize)]
@@ -205,6 +246,7 @@ struct AgentFragment {
     store: StoreFragment,
     #[serde(default)]
     poll: PollFragment,
+    fleetlock: Option<FleetLockFragment>,
     sandbox: Option<SandboxFragment>,
 }
 
@@ -232,6 +274,12 @@ enum StoreKind {
 struct PollFragment {
     secs: Option<u64>,
     jitter_secs: Option<u64>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FleetLockFragment {
+    listen: String,
 }
 
 #[derive(Deserialize)]
@@ -274,7 +322,28 @@ struct ClientFragment {
     store: Option<StoreFragment>,
     repo: Option<String>,
     environment: Option<EnvironmentName>,
+    identity: Option<PathBuf>,
+    trust: Option<PathBuf>,
 }
+
+impl Introduction {
+    /// Key, what is wrong with its value, and how to put it right.
+    fn fault(&self) -> Option<(&'static str, String, &'static str)> {
+        let Self { commit, signer, seq } = self;
+        if commit.as_str().len() != 40 || !commit.as_str().bytes().all(|c| matches!(c, b'0'..=b'9' | b'a'..=b'f')) {
+            let fix = "write the full id, 40 lower-case hex digits (`git rev-parse HEAD`)";
+            Some(("commit", format!("\"{commit}\" is no commit id"), fix))
+        } else if *seq == 0 {
+            Some(("seq", "is 0".to_owned(), "the first commit of a fleet has seq = 1"))
+        } else if !is_fingerprint(signer) {
+            Some(("signer", format!("\"{signer}\" is no fingerprint"), FINGERPRINT_FIX))
+        } else {
+            None
+        }
+    }
+}
+
+const FINGERPRINT_FIX: &str = "write it as `ssh-keygen -lf KEY.pub` shows it: SHA256:…";
 
 impl Settings {
     /// Reads `agent.toml`. `file` is where `text` came from; relative paths in it start there.
@@ -301,12 +370,30 @@ impl Settings {
             identities: said.identities.iter().map(|path| page.path(path)).collect(),
             store: page.store(said.store)?,
             poll,
+            fleetlock: said.fleetlock.map(|said| page.fleetlock(&said.listen)).transpose()?,
             sandbox: said.sandbox.map(|said| Sandbox { roots: said.roots, settle_secs: said.settle_secs }),
         })
     }
 }
 
 impl TrustRoot {
+    /// For looking at a repository that is here already: no remote, no ban. `branch` as people call it. Errors: what is
+    /// wrong with the introduction, and how to put it right.
+    pub fn of_introduction(fleet: String, branch: &str, introduction: Introduction) -> Result<Self, String> {
+        if let Some((_, what, fix)) = introduction.fault() {
+            return Err(format!("{what}; {fix}"));
+        }
+        Ok(Self {
+            fleet,
+            reference: format!("refs/heads/{branch}"),
+            policy: TrustPolicy::Standard,
+            introduction,
+            bans: Vec::new(),
+            remotes: Vec::new(),
+            limits: Limits::default(),
+        })
+    }
+
     /// Reads `trust.toml`. `file` is where `text` came from; relative paths in it start there.
     pub fn parse(text: &str, file: &Path) -> Result<Self, SettingsError> {
         let page = Page { text, file };
@@ -320,19 +407,11 @@ impl TrustRoot {
         if said.policy == TrustPolicy::Strict {
             return Err(page.wrong("policy", "\"strict\" is not in this version", "use \"standard\""));
         }
-        let Introduction { commit, signer, seq } = &said.introduction;
-        if commit.as_str().len() != 40 || !commit.as_str().bytes().all(|c| matches!(c, b'0'..=b'9' | b'a'..=b'f')) {
-            let fix = "write the full id, 40 lower-case hex digits (`git rev-parse HEAD`)";
-            return Err(page.wrong("commit", format!("\"{commit}\" is no commit id"), fix));
+        if let Some((key, what, fix)) = said.introduction.fault() {
+            return Err(page.wrong(key, what, fix));
         }
-        if *seq == 0 {
-            return Err(page.wrong("seq", "is 0", "the first commit of a fleet has seq = 1"));
-        }
-        for (key, fingerprint) in [("signer", signer)].into_iter().chain(said.bans.iter().map(|ban| ("bans", ban))) {
-            if !is_fingerprint(fingerprint) {
-                let fix = "write it as `ssh-keygen -lf KEY.pub` shows it: SHA256:…";
-                return Err(page.wrong(key, format!("\"{fingerprint}\" is no fingerprint"), fix));
-            }
+        if let Some(ban) = said.bans.iter().find(|ban| !is_fingerprint(ban)) {
+            return Err(page.wrong("bans", format!("\"{ban}\" is no fingerprint"), FINGERPRINT_FIX));
         }
         for (key, mib) in [("pack_mib", said.limits.pack_mib), ("blob_mib", said.limits.blob_mib)] {
             if mib > 1 << 20 {
@@ -360,7 +439,8 @@ impl ClientSettings {
         let page = Page { text, file };
         let said: ClientFragment = page.read()?;
         let store = said.store.map(|store| page.store(store)).transpose()?;
-        Ok(Self { store, repo: said.repo, environment: said.environment })
+        let [identity, trust] = [said.identity, said.trust].map(|path| path.map(|path| page.path(&path)));
+        Ok(Self { store, repo: said.repo, environment: said.environment, identity, trust })
     }
 }
 
@@ -414,6 +494,21 @@ impl Page<'_> {
             return Ok(());
         }
         Err(self.wrong(key, format!("\"{name}\" is no name"), "use letters, digits, '-', '_' and '.', a letter first"))
+    }
+
+    /// `127.0.0.1:9292`, `[::1]:9292`, or the path of a socket.
+    fn fleetlock(&self, listen: &str) -> Result<FleetLock, SettingsError> {
+        if listen.contains('/') {
+            return Ok(FleetLock::Unix(self.path(Path::new(listen))));
+        }
+        let fix = "write 127.0.0.1:9292, [::1]:9292, or the path of a socket; only this machine may ask";
+        let address: SocketAddr = listen.parse().map_err(|_| {
+            self.wrong("listen", format!("\"{listen}\" is neither an address with a port nor a path"), fix)
+        })?;
+        match address.ip().is_loopback() && address.port() != 0 {
+            true => Ok(FleetLock::Loopback(address)),
+            false => Err(self.wrong("listen", format!("{address} is no port on loopback"), fix)),
+        }
     }
 
     fn store(&self, said: StoreFragment) -> Result<Store, SettingsError> {
@@ -616,6 +711,21 @@ key_file = "deploy.key"
     }
 
     #[test]
+    fn only_this_machine_may_ask_for_a_reboot() {
+        let at = |listen: &str| agent(&format!("{AGENT}[fleetlock]\nlisten = \"{listen}\"\n"));
+        assert_eq!(agent(AGENT).unwrap().fleetlock, None);
+        for good in ["127.0.0.1:9292", "[::1]:9292", "127.8.8.8:80"] {
+            assert_eq!(at(good).unwrap().fleetlock, Some(FleetLock::Loopback(good.parse().unwrap())));
+        }
+        let socket = FleetLock::Unix(PathBuf::from("/run/converger/fleetlock.sock"));
+        assert_eq!(at("/run/converger/fleetlock.sock").unwrap().fleetlock, Some(socket));
+        for bad in ["0.0.0.0:80", "10.20.0.1:80", "[::]:80", "127.0.0.1:0", "127.0.0.1", "localhost:80", ":80", ""] {
+            let error = at(bad).unwrap_err();
+            assert_eq!((error.line, error.key.as_deref()), (Some(13), Some("listen")), "{error}");
+        }
+    }
+
+    #[test]
     fn mistakes_name_file_line_key_and_fix() {
         let cases = [
             (agent(&AGENT.replace("ca =", "cafile =")).unwrap_err(), Some(9), "cafile"),
@@ -666,9 +776,10 @@ key_file = "deploy.key"
     #[test]
     fn a_client_may_say_as_little_as_nothing() {
         let client = ClientSettings::parse("", Path::new("client.toml")).unwrap();
-        assert_eq!(client, ClientSettings { store: None, repo: None, environment: None });
-        let text = "repo = \"/fleet\"\nenvironment = \"staging\"\n[store]\nkind = \"local\"\npath = \"holds.db\"\n";
+        assert_eq!(client, ClientSettings::default());
+        let text = "repo = \"/fleet\"\nenvironment = \"staging\"\ntrust = \"trust.toml\"\n[store]\nkind = \"local\"\npath = \"holds.db\"\n";
         let client = ClientSettings::parse(text, Path::new("/home/a/client.toml")).unwrap();
         assert_eq!(client.store, Some(Store::Local { path: PathBuf::from("/home/a/holds.db") }));
+        assert_eq!(client.trust, Some(PathBuf::from("/home/a/trust.toml")));
     }
 }

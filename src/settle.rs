@@ -14,7 +14,7 @@ use crate::ledger::{Ledger, LedgerError};
 use crate::lock::quorum::Because;
 use crate::lock::session::{Record, RecordPhase, Session};
 use crate::name::UnitName;
-use crate::plan::RanWith;
+use crate::plan::{Plan, RanWith};
 use crate::probe::Health;
 use crate::reason;
 use crate::settings::Settings;
@@ -74,15 +74,29 @@ impl Vigil {
         observed: &Observed,
         ledger: &mut Ledger,
         settings: &Settings,
+        plan: &Plan<'_>,
     ) -> Result<Settling, SettleError> {
         session.sweep();
         let mut result = Settling::default();
+        // Put back, the member is as healthy as before; but what failed is still wanted, and nobody else shall take it.
+        let refused = plan.refused().filter(|(batch, _)| {
+            let kept = |record: Record| record.phase == RecordPhase::Failed && record.batch == *batch;
+            session.record().is_some_and(kept)
+        });
+        if let Some((_, blocked)) = refused {
+            result.failed = Some(Because::new(blocked.reason, None, blocked.why.clone()));
+            result.soon(LATER);
+            return Ok(result);
+        }
         let settles = |record: &Record| matches!(record.phase, RecordPhase::Settling | RecordPhase::Failed);
         let mut record = session.record();
         let groups: Vec<&Group> = spec.groups.to_vec();
-        if record.as_ref().is_some_and(|record| settles(record) && !record.holds.is_empty() && !covers(record, &groups))
-        {
-            // Nobody says any more what healthy would mean for it: it protects nothing.
+        let uncovered = |record: &&Record| settles(record) && !record.holds.is_empty() && !covers(record, &groups);
+        if let Some(held) = record.as_ref().filter(uncovered) {
+            // Nobody says what healthy would mean for it, or nothing does: lanes of the environment.
+            if let Some(seq) = held.proves() {
+                ledger.prove(held.holds.iter().map(|(hold, _)| &hold.group), seq)?;
+            }
             if let Some(because) = session.settled()? {
                 result.waits(because, LATER);
             }
@@ -99,7 +113,9 @@ impl Vigil {
         let mut units: Vec<&UnitName> = groups.iter().map(|group| &group.unit).collect();
         units.sort();
         units.dedup();
-        for unit in units {
+        // A hold of several units goes back when all of them have settled.
+        let (mut open, mut done) = (false, Vec::new());
+        for unit in units.into_iter().filter(|unit| plan.running.contains(*unit)) {
             let Some(ran) = known.units.get(unit) else { continue };
             let groups: Vec<&Group> = groups.iter().filter(|group| group.unit == *unit).copied().collect();
             let record = record.as_ref().filter(|record| covers(record, &groups));
@@ -123,25 +139,24 @@ impl Vigil {
                 }
                 let healthy = now.saturating_sub(since.0);
                 if healthy < settle {
+                    open |= record.is_some();
                     let sentence =
                         format!("settling {unit}, {} of {} s", healthy.as_secs(), settle.as_secs_f64().ceil());
                     result.waits(Because::new(reason::SETTLING, None, sentence), (settle - healthy).min(SOON));
                     continue;
                 }
-                ledger.ran(&[(unit.clone(), RanWith { settled: true, ..ran.clone() })])?;
-                if let Some(record) = record {
-                    // Before the others see the hold go.
-                    ledger.prove(record.holds.iter().map(|(hold, _)| &hold.group), record.seq)?;
-                    if let Some(because) = session.settled()? {
-                        result.waits(because, LATER);
-                        continue;
-                    }
-                    tracing::info!(%unit, "settled, hold released");
+                if !ran.settled {
+                    ledger.ran(&[(unit.clone(), RanWith { settled: true, ..ran.clone() })])?;
                 }
-                self.healthy_since.remove(unit);
+                if record.is_some() {
+                    done.push(unit);
+                } else {
+                    self.healthy_since.remove(unit);
+                }
                 continue;
             };
             self.healthy_since.remove(unit);
+            open |= record.is_some();
             let Some(record) = record else {
                 // Without a hold it stopped nobody: it starts and heals as it can.
                 let sentence = format!("{unit} is not healthy yet: {why}");
@@ -153,6 +168,7 @@ impl Vigil {
             let sentence = match record.phase {
                 // What went wrong first says more than what its gate says since.
                 RecordPhase::Failed => record.why.clone(),
+                _ if record.proves().is_none() => format!("{unit} after an interruption: {why}"),
                 _ => format!("{unit} after taking {}: {why}", record.commit.short()),
             };
             if record.phase == RecordPhase::Failed || late {
@@ -161,6 +177,23 @@ impl Vigil {
                 result.soon(LATER);
             } else {
                 result.waits(Because::new(reason::SETTLING, None, sentence), SOON);
+            }
+        }
+        let settled = |record: &&Record| {
+            let looked = record.phase == RecordPhase::Settling || !done.is_empty();
+            settles(record) && covers(record, &groups) && looked && !open
+        };
+        if let Some(record) = record.as_ref().filter(settled) {
+            // Before the others see the hold go.
+            if let Some(seq) = record.proves() {
+                ledger.prove(record.holds.iter().map(|(hold, _)| &hold.group), seq)?;
+            }
+            match session.settled()? {
+                Some(because) => result.waits(because, LATER),
+                None => {
+                    tracing::info!(batch = record.batch, "settled, hold released");
+                    done.into_iter().for_each(|unit| drop(self.healthy_since.remove(unit)));
+                }
             }
         }
         Ok(result)

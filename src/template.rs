@@ -1,22 +1,30 @@
-//! The fleet repository and the throw-away samples that this binary carries, for `init` and `demo`.
+//! The fleet repository, its schemas and the throw-away samples that this binary carries, for `init` and `demo`.
 //!
 //! Never: a key that protects anything; every sample says that it is one.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::path::Path;
 
 use include_dir::{Dir, DirEntry, include_dir};
 
 use crate::disk::{self, DiskError};
+use crate::fleet::schemas;
 
 /// `repo-template/`: the whole production topology and its roles.
 static TEMPLATE: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/repo-template");
 /// `secrets/sample/identities/<node>.key`: private keys for the demo, published and therefore worthless.
 static IDENTITIES: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/secrets/sample/identities");
 
-/// Writes the template's files below `folder`.
+/// Writes the template's files below `folder`, and the schemas that they name. How many files that are.
 pub fn write_fleet_repository(folder: &Path) -> Result<usize, DiskError> {
-    write(&TEMPLATE, folder)
+    let below = folder.join("schemas");
+    disk::create_dirs(&below)?;
+    let schemas = schemas::schemas();
+    for (name, schema) in &schemas {
+        disk::write_atomic(&below.join(name), schemas::text(schema).as_bytes(), 0o644)?;
+    }
+    Ok(schemas.len() + write(&TEMPLATE, folder)?)
 }
 
 fn write(dir: &Dir<'_>, folder: &Path) -> Result<usize, DiskError> {
@@ -29,12 +37,20 @@ fn write(dir: &Dir<'_>, folder: &Path) -> Result<usize, DiskError> {
                 if let Some(parent) = path.parent() {
                     disk::create_dirs(parent)?;
                 }
-                disk::write_atomic(&path, file.contents(), 0o644)?;
+                disk::write_atomic(&path, &with_own_schemas(file.contents()), 0o644)?;
                 files += 1;
             }
         }
     }
     Ok(files)
+}
+
+/// The template lies beside `schemas/`, a repository has it inside: its headers lead there by one step less.
+fn with_own_schemas(file: &[u8]) -> Cow<'_, [u8]> {
+    match file.strip_prefix(b"#:schema ../") {
+        Some(rest) => Cow::Owned([b"#:schema ", rest].concat()),
+        None => Cow::Borrowed(file),
+    }
 }
 
 /// The sample identity of a node of the template.

@@ -134,6 +134,7 @@ fn a_typo_in_a_branch_that_this_node_does_not_take() {
     );
 }
 
+/// B6
 #[test]
 fn a_secret_that_the_node_cannot_open_blocks_what_needs_it_and_nothing_else() {
     let bed = Bed::new();
@@ -145,7 +146,7 @@ fn a_secret_that_the_node_cannot_open_blocks_what_needs_it_and_nothing_else() {
     node.once().exits(8).says(&[
         "secret-unreadable",
         "secret token cannot be opened by this node (age1",
-        "encrypt it again",
+        "run `converger secret rekey token`",
     ]);
     assert_eq!(node.text("etc/motd"), "web01 in production\n", "what needs no secret goes on");
     assert_eq!((node.text("etc/web/token"), node.starts("web.service")), (token, starts));
@@ -326,7 +327,7 @@ fn a_full_disk() {
     fill(&root);
     let motd = node.text("etc/motd");
     let (conf, applied) = (node.text("etc/tool/a.conf"), node.applied());
-    let said = node.once().exits(5).says(&["No space left", "apply-failed"]);
+    let said = node.once().exits(5).says(&["disk-full"]);
     assert!(!said.all().contains("panicked"), "{}", said.all());
     assert_eq!((node.text("etc/tool/a.conf"), node.text("etc/motd"), node.applied()), (conf, motd, applied));
     std::fs::remove_file(root.join("ballast")).unwrap();
@@ -342,7 +343,7 @@ fn a_directory_that_cannot_be_written() {
     let tool = node.root.join("etc/tool");
     let Some(_mounted) = Mounted::tmpfs(&tool, "ro") else { return };
     let (starts, web) = (node.starts("tool.service"), node.starts("web.service"));
-    node.once().exits(5).says(&["apply-failed", "/etc/tool/", "Read-only file system"]);
+    node.once().exits(5).says(&["read-only", "/etc/tool/", "Read-only file system"]);
     assert_eq!((node.starts("tool.service"), node.starts("web.service")), (starts, web));
     assert_eq!(node.report()["state"], "failed");
 }
@@ -354,7 +355,7 @@ fn something_else_in_the_way() {
     std::fs::remove_file(node.root.join("etc/motd")).unwrap();
     std::fs::create_dir_all(node.root.join("etc/motd/keep")).unwrap();
     node.put("etc/tool/b.conf", "quick fix\n");
-    node.once().exits(5).says(&["apply-failed", "/etc/motd", "directory"]);
+    node.once().exits(5).says(&["unsafe-path", "/etc/motd", "directory"]);
     assert!(node.root.join("etc/motd/keep").is_dir(), "it was left alone");
     assert_eq!(node.text("etc/tool/b.conf"), "first = yes\na = 1\n", "its neighbours are kept up");
 }
@@ -410,6 +411,27 @@ fn too_many_removals_need_a_word() {
 }
 
 #[test]
+fn a_node_leaves_the_topology_only_when_it_was_retired() {
+    let bed = Bed::new();
+    let node = bed.node("web01");
+    let whole = bed.read(TOPOLOGY);
+    let (rest, _) = whole.split_once("\n[nodes.web03]").unwrap();
+    bed.forge.write(TOPOLOGY, rest);
+    // Neither who is gone nor who is retired is granted it.
+    bed.seal_as("token", 1, "open sesame", &bed::NODES[..2], &bed::NODES[..2]);
+    bed.commit("web03 is gone");
+    refuses(&node, 3, &["guarded", "web03 leaves the topology", "Converger-Allow: node-removal web03"]);
+    still_repairs(&node, 3);
+    bed.forge.write(TOPOLOGY, &format!("{whole}state = \"retired\"\n"));
+    bed.commit("retired first");
+    node.once().exits(0);
+    bed.forge.write(TOPOLOGY, rest);
+    bed.commit("and gone then");
+    node.once().exits(0);
+    assert_eq!(node.applied(), bed.forge.head());
+}
+
+#[test]
 fn secrets_do_not_go_back_or_change_in_silence() {
     let bed = Bed::new();
     let node = bed.node("web01");
@@ -439,8 +461,8 @@ fn of_several_failures_the_first_of_the_list_counts() {
     node.once().exits(5);
     let away = bed.dir().join("away");
     std::fs::rename(&bed.forge.work, &away).unwrap();
-    node.once().exits(5).says(&["apply-failed", "source-unreachable"]);
+    node.once().exits(5).says(&["unsafe-path", "source-unreachable"]);
     std::fs::rename(&away, &bed.forge.work).unwrap();
     bed.forge.commit(None, "quick fix");
-    node.once().exits(4).says(&["apply-failed", "unsigned"]);
+    node.once().exits(4).says(&["unsafe-path", "unsigned"]);
 }

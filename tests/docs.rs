@@ -75,7 +75,7 @@ fn commands_page() -> String {
 }
 
 fn subcommands(command: &Command) -> impl Iterator<Item = &Command> {
-    command.get_subcommands().filter(|command| command.get_name() != "help")
+    command.get_subcommands().filter(|command| command.get_name() != "help" && !command.is_hide_set())
 }
 
 fn command_section(out: &mut String, command: &Command, above: &str) {
@@ -478,6 +478,25 @@ fn fault(line: &str) -> Option<String> {
     None
 }
 
+/// `converger WORD…` between backticks of one line; what a format string fills in ends it.
+fn quoted_commands(text: &str) -> Vec<String> {
+    let spans = text.lines().flat_map(|line| line.split('`').skip(1).step_by(2));
+    let spans = spans.filter(|span| span.starts_with("converger "));
+    spans.map(|span| span.split(['{', '\\']).next().unwrap_or_default().trim().to_owned()).collect()
+}
+
+/// Paths and texts of what people read outside of the manual: the template, the units, our own messages and doc comments.
+fn other_texts() -> Vec<(String, String)> {
+    let mut paths = Vec::new();
+    for end in ["toml", "md", "service", "conf", "sh", "yml", "yaml", "cfg"] {
+        paths.extend(files_below(&top().join("repo-template"), end));
+        paths.extend(files_below(&top().join("systemd"), end));
+    }
+    paths.extend(files_below(&top().join("src"), "rs"));
+    let name = |path: &Path| path.strip_prefix(top()).unwrap().display().to_string();
+    paths.iter().map(|path| (name(path), std::fs::read_to_string(path).unwrap())).collect()
+}
+
 #[test]
 fn every_command_that_a_text_names_exists() {
     let mut texts: Vec<(String, String)> = pages();
@@ -504,6 +523,14 @@ fn every_command_that_a_text_names_exists() {
         }
     }
     assert!(seen > 30, "only {seen} commands found");
+    let mut elsewhere = 0;
+    for (place, text) in other_texts() {
+        for line in quoted_commands(&text) {
+            elsewhere += 1;
+            faults.extend(fault(&line).map(|fault| format!("{place}: {fault}")));
+        }
+    }
+    assert!(elsewhere > 20, "only {elsewhere} commands found outside of the manual");
     assert!(faults.is_empty(), "{}", faults.join("\n"));
 }
 
@@ -511,9 +538,10 @@ fn every_command_that_a_text_names_exists() {
 fn a_text_that_names_a_command_that_is_not_there_is_found() {
     assert_eq!(fault("converger holds release --dead kafka04 --reason \"off\""), None);
     assert_eq!(fault("converger plan main..topic --env dr"), None);
-    assert!(fault("converger unfreeze").is_some());
+    assert!(fault("converger unplug").is_some());
     assert!(fault("converger holds grab").is_some());
     assert!(fault("converger status --wiat COMMIT").is_some());
+    assert_eq!(quoted_commands("/// See `converger holds grab`, {} and `x`."), ["converger holds grab"]);
 }
 
 #[test]
@@ -547,4 +575,21 @@ fn the_page_of_dependencies_is_complete_and_each_is_used() {
     };
     let unused: Vec<String> = names("dependencies").into_iter().filter(|name| !used(name)).collect();
     assert!(unused.is_empty(), "not used in src/: {unused:?}");
+}
+
+#[test]
+fn every_case_names_a_test_that_there_is() {
+    let page = read("docs/threats.md");
+    let mut named = 0;
+    for name in page.split('`').filter(|word| word.contains("::") && !word.contains(' ')) {
+        let Some((file, function)) = name.split_once("::") else { continue };
+        if file == "file" {
+            continue;
+        }
+        named += 1;
+        let of_tests = !file.starts_with("src/") && !file.starts_with("examples/");
+        let text = read(&format!("{}{file}.rs", if of_tests { "tests/" } else { "" }));
+        assert!(text.contains(&format!("fn {function}(")), "docs/threats.md names {name}, which does not exist");
+    }
+    assert!(named > 70, "{named}");
 }

@@ -12,14 +12,13 @@ use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::Duration;
 
-use converger::apply::{self, Outcome, Tools};
+use converger::apply::{self, Outcome, Reach, Tools};
 use converger::clock::FakeClock;
 use converger::fleet::Group;
-use converger::fleet::schema::{CheckKind, Quorum};
+use converger::fleet::schema::Quorum;
 use converger::host::fake::FakeHost;
-use converger::host::{Done, Host, HostError, Observed, Query, Step};
+use converger::host::{Contained, Done, Host, HostError, Observed, Query, Step};
 use converger::ledger::Ledger;
 use converger::lock::fake::FakeStore;
 use converger::lock::protocol;
@@ -28,15 +27,19 @@ use converger::lock::store::{LockStore, Transaction, Write};
 use converger::name::{CommitId, GroupId, NodeName, UnitName};
 use converger::pipeline::observe;
 use converger::plan::{self, Known};
-use converger::probe::Question;
-use converger::probe::fake::FakeProbe;
+use converger::probe::fake::{self, FakeProbe};
 use converger::render::Desired;
 use converger::resource::content::SecretUse;
 use converger::resource::file::{FileSpec, Policy};
-use converger::resource::unit::{Active, UnitState, Wanted};
-use converger::resource::{ActionSpec, Content, Origin, PackageSpec, Placed, Resource, UnitSpec};
+use converger::resource::unit::{Active, Relations, UnitState, Wanted};
+use converger::resource::{ActionSpec, ArtifactSpec, Content, Origin, PackageSpec, Placed, Resource, UnitSpec};
 use proptest::prelude::*;
 use zeroize::Zeroizing;
+
+#[path = "laws/coupled.rs"]
+mod coupled;
+#[path = "laws/leaving.rs"]
+mod leaving;
 
 /// In a group: `web.service`. Outside of any: `tool.service`.
 const UNITS: [&str; 2] = ["web.service", "tool.service"];
@@ -48,6 +51,8 @@ struct Commit {
     files: BTreeMap<u8, File>,
     units: [Option<Unit>; 2],
     package: Option<u8>,
+    /// Version of what the first unit runs.
+    artifact: Option<u8>,
     action: bool,
 }
 
@@ -89,6 +94,20 @@ impl Commit {
             let spec = PackageSpec { name: "tool".to_owned(), version: version.to_string(), hold: false };
             place(Resource::Package(spec), Vec::new(), Vec::new());
         }
+        if let Some(version) = self.artifact {
+            let spec = ArtifactSpec {
+                component: "app".to_owned(),
+                version: version.to_string(),
+                sha256: "ab".repeat(32),
+                urls: vec!["https://mirror/app.tgz".to_owned()],
+                file: "app.tgz".to_owned(),
+                into: "/opt/app".into(),
+                buckets: BTreeMap::new(),
+                authorities: None,
+            };
+            let unit = self.units[0].as_ref().map(|_| UnitName::from(UNITS[0]));
+            place(Resource::Artifact(spec), unit.into_iter().collect(), Vec::new());
+        }
         for (n, file) in &self.files {
             let text = |secret: &str| format!("content {}\n{secret}\n", file.content).into_bytes();
             let content = match file.secret {
@@ -127,6 +146,7 @@ impl Commit {
                 stop_secs_max: 10,
                 start_secs_max: 10,
                 reload_hold: true,
+                lease_secs: None,
                 restart_epoch: unit.epoch,
             };
             place(Resource::Unit(spec), Vec::new(), Vec::new());
@@ -170,8 +190,9 @@ fn unit() -> impl Strategy<Value = Unit> {
 fn commit() -> impl Strategy<Value = Commit> {
     let files = prop::collection::btree_map(0..5_u8, file(), 0..5);
     let units = [prop::option::weighted(0.8, unit()), prop::option::weighted(0.6, unit())];
-    (files, units, prop::option::weighted(0.2, 1..3_u8), prop::bool::weighted(0.2))
-        .prop_map(|(files, units, package, action)| Commit { files, units, package, action })
+    let (package, artifact) = (prop::option::weighted(0.2, 1..3_u8), prop::option::weighted(0.4, 1..3_u8));
+    (files, units, package, artifact, prop::bool::weighted(0.2))
+        .prop_map(|(files, units, package, artifact, action)| Commit { files, units, package, artifact, action })
 }
 
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -182,6 +203,8 @@ enum End {
     After,
     /// The step does not happen, and says so.
     Error,
+    /// The code of the step panics.
+    Bug,
 }
 
 /// A host in memory that knows what its units run with, and ends a run at one step.
@@ -192,6 +215,9 @@ struct Machine {
     runs_with: RefCell<BTreeMap<UnitName, Contents>>,
     reread: RefCell<BTreeMap<UnitName, Contents>>,
     end: Cell<Option<(usize, End)>>,
+    /// A socket starts the next unit that is stopped, before anything else happens.
+    socket: Cell<bool>,
+    restart_at_stage: RefCell<Option<String>>,
     steps: Cell<usize>,
 }
 
@@ -199,10 +225,15 @@ type Contents = BTreeMap<String, (Vec<u8>, u32)>;
 
 struct Died;
 
+/// What a provider panics with.
+struct Buggy;
+
 impl Machine {
     fn contents(&self) -> Contents {
         let world = self.host.world.borrow();
-        world.files.iter().map(|(path, file)| (path.to_string(), (file.bytes.clone(), file.mode))).collect()
+        let files = world.files.iter().map(|(path, file)| (path.to_string(), (file.bytes.clone(), file.mode)));
+        let live = world.artifacts.iter().map(|(into, (version, _))| (into.to_string(), (version.clone().into(), 0)));
+        files.chain(live).collect()
     }
 
     fn starts(&self, unit: &str) -> usize {
@@ -235,17 +266,24 @@ impl Host for Machine {
         let end = self.end.get().filter(|(at, _)| *at == n).map(|(_, end)| end);
         match end {
             Some(End::Before) => std::panic::panic_any(Died),
+            Some(End::Bug) => std::panic::panic_any(Buggy),
             Some(End::Error) => {
                 return Err(HostError::Command { command: "step".to_owned(), why: "wanted".to_owned() });
             }
             _ => {}
         }
         let done = self.host.perform(step)?;
+        if matches!(step, Step::Stage(..))
+            && let Some(unit) = self.restart_at_stage.take()
+        {
+            self.start_by_hand(&unit);
+        }
         match step {
             Step::Start { unit, .. } => {
                 self.runs_with.borrow_mut().insert((*unit).clone(), self.contents());
                 self.reread.borrow_mut().insert((*unit).clone(), self.contents());
             }
+            Step::Stop { unit, .. } if self.socket.take() => self.start_by_hand(unit.as_str()),
             Step::Reload { unit, .. } => drop(self.reread.borrow_mut().insert((*unit).clone(), self.contents())),
             _ => {}
         }
@@ -270,7 +308,7 @@ struct Node {
 impl Node {
     fn new() -> Self {
         std::panic::set_hook(Box::new(|info| {
-            if !info.payload().is::<Died>() {
+            if !info.payload().is::<Died>() && !info.payload().is::<Buggy>() {
                 eprintln!("{info}");
             }
         }));
@@ -310,24 +348,7 @@ impl Node {
     }
 
     fn session(&self, observed: &Observed) -> Session<'_> {
-        let question = |member: &NodeName| Question {
-            check: "up".to_owned(),
-            kind: CheckKind::Tcp,
-            member: member.clone(),
-            id: None,
-            address: "10.0.0.1".to_owned(),
-            own: member.as_str() == ME,
-            unit: UNITS[0].into(),
-            port: Some(80),
-            path: None,
-            status: 200,
-            tls: None,
-            secret: None,
-            user: None,
-            run: Vec::new(),
-            timeout: Duration::from_secs(1),
-            members: Vec::new(),
-        };
+        let question = |member: &NodeName| fake::question(&ME.into(), member, &UNITS[0].into());
         let gate = self.group.members.iter().map(question).collect();
         let me = self.group.members.first().unwrap();
         Session {
@@ -339,8 +360,11 @@ impl Node {
             state_is_old: true,
             record_path: self.record(),
             pin_path: self.dir.path().join("store.json"),
+            clusters: Vec::new(),
+            windows: Vec::new(),
             circles: vec![Circle {
                 group: std::borrow::Cow::Borrowed(&self.group),
+                view: None,
                 conflicts: Vec::new(),
                 gate,
                 leader: Vec::new(),
@@ -360,12 +384,22 @@ impl Node {
         let run = || {
             let mut ledger = self.ledger();
             let known = ledger.known().unwrap();
-            let observed = observe(&self.machine, desired, &known).unwrap();
+            let observed = observe(&self.machine, desired, &known, ledger.fingerprints()).unwrap();
             let plan = plan::plan(desired, &observed, &known, &[&self.group]);
             let session = self.session(&observed);
             let stop = AtomicBool::new(false);
-            let mut tools =
-                Tools { host: &self.machine, ledger: &mut ledger, session: &session, stop: &stop, observed: &observed };
+            let contained = Contained(&self.machine);
+            // A bug stays inside as it does in an agent; a death must come through.
+            let bug = self.machine.end.get().is_some_and(|(_, end)| end == End::Bug);
+            let host: &dyn Host = if bug { &contained } else { &self.machine };
+            let mut tools = Tools {
+                host,
+                ledger: &mut ledger,
+                session: &session,
+                stop: &stop,
+                observed: &observed,
+                reach: &Reach::NOTHING,
+            };
             apply::apply(&plan, &mut tools).unwrap()
         };
         match std::panic::catch_unwind(AssertUnwindSafe(run)) {
@@ -398,7 +432,7 @@ impl Node {
 
     fn is_converged(&self, desired: &Desired) -> bool {
         let known = self.known();
-        let observed = observe(&self.machine, desired, &known).unwrap();
+        let observed = observe(&self.machine, desired, &known, self.ledger().fingerprints()).unwrap();
         plan::plan(desired, &observed, &known, &[&self.group]).is_empty()
     }
 
@@ -440,19 +474,23 @@ impl Node {
     fn nobody_runs_with_old_files(&self, desired: &Desired) {
         let files = self.machine.contents();
         for placed in &desired.resources {
-            let Resource::File(file) = &placed.resource else { continue };
-            let now = files.get(file.path.as_str());
+            let path = match &placed.resource {
+                Resource::File(file) => file.path.as_str(),
+                Resource::Artifact(artifact) => artifact.into.as_str(),
+                _ => continue,
+            };
+            let now = files.get(path);
             let running =
                 |unit: &&UnitName| self.machine.host.world.borrow().units.get(*unit).is_some_and(UnitState::is_running);
             for unit in placed.restarts.iter().filter(running) {
                 let started = self.machine.runs_with.borrow();
-                let with = started.get(unit).and_then(|with| with.get(file.path.as_str()));
-                assert_eq!(with, now, "{unit} runs with an old {}", file.path);
+                let with = started.get(unit).and_then(|with| with.get(path));
+                assert_eq!(with, now, "{unit} runs with an old {path}");
             }
             for unit in placed.reloads.iter().filter(running) {
                 let read = self.machine.reread.borrow();
-                let with = read.get(unit).and_then(|with| with.get(file.path.as_str()));
-                assert_eq!(with, now, "{unit} has read an old {}", file.path);
+                let with = read.get(unit).and_then(|with| with.get(path));
+                assert_eq!(with, now, "{unit} has read an old {path}");
             }
         }
     }
@@ -484,7 +522,8 @@ proptest! {
         prop_assert!(contents.contains_key("/etc/stranger"));
         let mut left: Vec<String> = contents.into_keys().filter(|path| path != "/etc/stranger").collect();
         left.sort();
-        let wanted: Vec<String> = second.files.keys().map(|n| path(*n)).collect();
+        let artifact = second.artifact.map(|_| "/opt/app".to_owned());
+        let wanted: Vec<String> = second.files.keys().map(|n| path(*n)).chain(artifact).collect();
         prop_assert_eq!(left, wanted);
         for (n, unit) in UNITS.iter().enumerate().filter(|(n, _)| second.units[*n].is_none()) {
             let running = node.machine.host.world.borrow().units.get(*unit).is_some_and(UnitState::is_running);
@@ -493,8 +532,8 @@ proptest! {
     }
 
     #[test]
-    fn a_run_that_died_is_finished_by_the_next(first in commit(), second in commit(), at in 0..24_usize, how in 0..3_usize) {
-        let end = [End::Before, End::After, End::Error][how];
+    fn a_run_that_died_is_finished_by_the_next(first in commit(), second in commit(), at in 0..24_usize, how in 0..4_usize) {
+        let end = [End::Before, End::After, End::Error, End::Bug][how];
         let desired = second.desired();
         let undisturbed = Node::new();
         undisturbed.converge(&first.desired());
@@ -512,6 +551,12 @@ proptest! {
         prop_assert_eq!(node.state(&desired), undisturbed.state(&desired));
         node.nobody_runs_with_old_files(&desired);
         prop_assert!(read_record(&node.record()).is_none(), "a hold stays");
+        // What only the next look shows to be there (a package) is noted by the next run.
+        node.run(&desired).unwrap();
+        let known = node.known();
+        prop_assert!(known.pending.is_empty(), "{:?} is pending", known.pending.keys());
+        let unsaid: Vec<_> = known.owned.iter().filter(|(_, owned)| !owned.written).map(|(id, _)| id).collect();
+        prop_assert!(unsaid.is_empty(), "{:?} is not noted as written", unsaid);
     }
 
     #[test]
@@ -574,7 +619,7 @@ fn simple(content: u8, unit: usize) -> Commit {
     let mut units = [None, None];
     units[unit] = Some(Unit { state: Wanted::Running, enabled: Some(true), epoch: 0 });
     let file = File { content, mode: 0o644, attached: Attached::Restarts(unit), secret: None };
-    Commit { files: BTreeMap::from([(0, file)]), units, package: None, action: false }
+    Commit { files: BTreeMap::from([(0, file)]), units, package: None, artifact: None, action: false }
 }
 
 /// A node whose agent dies right before or after the first step that begins with `at`, while it takes the second commit.
@@ -593,6 +638,45 @@ fn died(at: &str, end: End, unit: usize) -> (Node, Desired) {
     assert!(node.run(&desired).is_none(), "it was to die at {at}");
     node.machine.end.set(None);
     (node, desired)
+}
+
+/// An archive is there before anybody is asked to wait; it becomes live while nobody runs it.
+#[test]
+fn an_artifact_is_unpacked_before_the_stop_and_switched_between_stop_and_start() {
+    let node = Node::new();
+    let with = |version| Commit { artifact: Some(version), ..simple(1, 0) }.desired();
+    node.converge(&with(1));
+    let log = || node.machine.host.world.borrow().log.clone();
+    let began = log().len();
+    node.converge(&with(2));
+    let steps = log().split_off(began);
+    let first = |step: &str| steps.iter().position(|line| line == step).unwrap_or_else(|| panic!("{step}: {steps:?}"));
+    let order = ["unpack app 2", "run drain", "stop web.service", "switch app 2", "start web.service"].map(first);
+    assert!(order.is_sorted(), "{steps:?}");
+    node.nobody_runs_with_old_files(&with(2));
+
+    // A mirror that fails stops nobody and claims nothing.
+    node.machine.host.world.borrow_mut().fail.push("unpack app 3".to_owned());
+    let began = log().len();
+    let outcome = node.run(&with(3)).unwrap();
+    assert_eq!(outcome.failed.len(), 1);
+    assert_eq!(log().split_off(began), ["unpack app 3"]);
+    assert!(read_record(&node.record()).is_none());
+
+    // Somebody deleted it: put back without a hold and without a restart.
+    node.converge(&with(2));
+    let starts = node.machine.starts(UNITS[0]);
+    node.machine.host.world.borrow_mut().artifacts.clear();
+    let outcome = node.run(&with(2)).unwrap();
+    assert_eq!((outcome.drifted.len(), outcome.is_converged(), node.machine.starts(UNITS[0])), (1, true, starts));
+
+    // It leaves the repository, and what used it is stopped first.
+    let began = log().len();
+    node.converge(&Commit { files: BTreeMap::new(), units: [None, None], ..simple(1, 0) }.desired());
+    let steps = log().split_off(began);
+    let at = |step: &str| steps.iter().position(|line| line == step).unwrap_or_else(|| panic!("{step}: {steps:?}"));
+    assert!(at("stop web.service") < at("discard /opt/app"));
+    assert!(node.machine.host.world.borrow().artifacts.is_empty());
 }
 
 /// Level, not edge: whatever happened between two runs, the next one finds out by looking.
@@ -706,4 +790,61 @@ fn a_rekey_restarts_nothing_and_a_raised_version_does() {
     node.converge(&with(2));
     assert_eq!(node.machine.starts(UNITS[1]), 2);
     node.nobody_runs_with_old_files(&with(2));
+}
+
+/// K6: whatever step it is, the run tells the bug and goes on with what does not need it, and the next run finishes.
+#[test]
+fn a_panic_in_one_provider_fails_its_batch_and_nothing_else() {
+    let both = |content| {
+        let files = [0, 1].map(|unit| {
+            let attached = Attached::Restarts(usize::from(unit));
+            (unit, File { content, mode: 0o644, attached, secret: None })
+        });
+        let unit = Unit { state: Wanted::Running, enabled: Some(true), epoch: 0 };
+        Commit {
+            files: files.into(),
+            units: [Some(unit.clone()), Some(unit)],
+            package: None,
+            artifact: None,
+            action: false,
+        }
+        .desired()
+    };
+    let mut panicked = 0;
+    for at in 0..20 {
+        let node = Node::new();
+        node.converge(&both(1));
+        let began = node.machine.steps.get();
+        node.machine.end.set(Some((began + at, End::Bug)));
+        node.commit.set(node.commit.get() + 1);
+        let outcome = node.run(&both(2)).unwrap();
+        node.machine.end.set(None);
+        if let [(batch, because)] = outcome.failed.as_slice() {
+            panicked += 1;
+            assert_eq!(because.reason(), converger::reason::INTERNAL, "{batch}: {}", because.sentence);
+            assert!(because.sentence.contains("which is a bug of converger"), "{}", because.sentence);
+            assert_eq!(outcome.done.len(), 1, "the other unit's batch went through");
+        }
+        node.converge(&both(2));
+        node.nobody_runs_with_old_files(&both(2));
+    }
+    assert!(panicked > 5, "{panicked}");
+}
+
+#[test]
+fn a_package_goes_with_its_commit_only_if_it_came_with_one() {
+    let with = |package| Commit { package, ..simple(1, 0) };
+    let there = |node: &Node| node.machine.host.world.borrow().packages.get("tool").cloned();
+    let node = Node::new();
+    node.converge(&with(Some(1)).desired());
+    assert_eq!(there(&node).as_deref(), Some("1"));
+    node.converge(&with(None).desired());
+    assert_eq!(there(&node), None);
+
+    let node = Node::new();
+    node.machine.host.world.borrow_mut().packages.insert("tool".to_owned(), "0".to_owned());
+    node.converge(&with(Some(1)).desired());
+    assert_eq!(there(&node).as_deref(), Some("1"), "another version of it");
+    node.converge(&with(None).desired());
+    assert_eq!(there(&node).as_deref(), Some("1"), "it was there before");
 }

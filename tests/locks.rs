@@ -5,6 +5,9 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "in what the tests share, as in the tests")]
 
 mod fleet_of;
+mod one_run;
+#[path = "locks/views.rs"]
+mod views;
 
 use std::borrow::Cow;
 use std::cell::RefCell;
@@ -17,7 +20,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use converger::apply::{self, Outcome as Applied, Tools};
+use converger::apply::{self, Reach, Tools};
 use converger::clock::{Clock, FakeClock, SystemClock};
 use converger::fleet::schema::{CheckKind, Quorum};
 use converger::fleet::{Fleet, Group};
@@ -31,18 +34,19 @@ use converger::lock::protocol;
 use converger::lock::quorum::{self, Because, Freeze, Ground, Hold, HoldPhase, Member, Situation, Verdict};
 use converger::lock::session::{Circle, Entry, Intent, Record, RecordPhase, Session, because_of};
 use converger::lock::store::{LockStore, Outcome, Snapshot, StoreError, StoreKind, Transaction, Watch, Write, open};
+use converger::lock::view::{self, Standing};
 use converger::name::{ClusterName, CommitId, GroupId, NodeName, RoleName};
 use converger::pipeline;
 use converger::plan::plan;
-use converger::probe::fake::FakeProbe;
-use converger::probe::{Evidence, Health, Question};
+use converger::probe::fake::{self, FakeProbe};
+use converger::probe::{Evidence, Health, LiveProbe, Probe as _, Question};
 use converger::reason;
 use converger::render::Renderer;
 use converger::resource::unit::Active;
 use converger::secrets::Unsealed;
-use converger::settings::{Rooted, Settings};
-use converger::settle::{Settling, Vigil};
+use converger::settle::Vigil;
 use fleet_of::{Files, spec};
+use one_run::{Death, Ran, Target, quiet_deaths};
 
 // ---- the tables ----
 
@@ -90,7 +94,7 @@ fn answer_quorum(situation: &str) -> String {
     let mut running = true;
     let mut members = Vec::new();
     let (mut holds, mut conflicting, mut proven, mut after) = (Vec::new(), Vec::new(), BTreeSet::new(), Vec::new());
-    let (mut freeze, mut asked_secs, mut seq) = (None, 0, 5);
+    let (mut freeze, mut asked_secs, mut seq, mut view) = (None, 0, 5, Standing::InForce);
     for line in situation.lines().filter(|line| !line.starts_with('#')) {
         let words: Vec<&str> = line.split_whitespace().collect();
         let value = |name: &str| words.iter().find_map(|word| word.strip_prefix(name)?.strip_prefix('='));
@@ -127,6 +131,14 @@ fn answer_quorum(situation: &str) -> String {
             "after" => {
                 let missing = words[2..].iter().map(|name| NodeName::from(*name)).collect();
                 after.push((ClusterName::from(words[1]), missing));
+            }
+            "declared" => {
+                let at = number(words[1]);
+                view = match words[2] {
+                    "alike" => Standing::InForce,
+                    _ if at < seq => Standing::Moves,
+                    _ => Standing::Behind { seq: at, commit: commit(at) },
+                };
             }
             "asked" => asked_secs = number(words[1]),
             name => {
@@ -165,6 +177,7 @@ fn answer_quorum(situation: &str) -> String {
         conflicting,
         proven,
         freeze,
+        view,
         after,
         asked_secs,
     };
@@ -206,6 +219,66 @@ fn every_row_of_the_quorum_table_says_what_it_says() {
     }
     said.push('\n');
     assert!(count >= 40, "{count} rows");
+    bless(&path, &text, &said);
+}
+
+/// As Kafka's tool prints the voters of a row of the table of controllers.
+fn kafka_prints(voters: &[&str]) -> String {
+    const NOW: u64 = 1_732_000_000_000;
+    let mut table = "NodeId\tLogEndOffset\tLag\tLastFetchTimestamp\tLastCaughtUpTimestamp\tStatus\n".to_owned();
+    for (at, voter) in voters.iter().enumerate() {
+        let (id, behind) = voter.split_once(':').unwrap();
+        let caught_up = behind.parse::<u64>().map_or("-1".to_owned(), |behind| (NOW - behind).to_string());
+        let status = if at == 0 { "Leader" } else { "Follower" };
+        table += &format!("{id}\t900\t0\t{NOW}\t{caught_up}\t{status}\n");
+    }
+    table
+}
+
+/// Each voter is asked by the real check; the answers are judged as a group's.
+fn answer_controllers(row: &str) -> String {
+    let words = |name: &str| -> Vec<&str> {
+        row.lines().find_map(|line| line.strip_prefix(name)).unwrap().split_whitespace().collect()
+    };
+    let (voters, roll) = (words("voters "), words("roll ")[0]);
+    let printed = kafka_prints(&voters);
+    let live = LiveProbe {
+        run: Arc::new(move |_, _, _| Ok(converger::probe::Ran { code: 0, stdout: printed.clone() })),
+        unit_state: Arc::new(|_| Err("no unit".to_owned())),
+    };
+    let ids: Vec<&str> = voters.iter().map(|voter| voter.split(':').next().unwrap()).collect();
+    let members: Vec<_> = ids.iter().map(|id| (NodeName::from(*id), "127.0.0.1".to_owned())).collect();
+    let mut situation = "group kafka.controllers majority 1\nasked 9999\n".to_owned();
+    for id in ids {
+        let asked = Question {
+            kind: CheckKind::KafkaQuorum,
+            id: id.parse().ok(),
+            run: vec!["kafka-metadata-quorum.sh".to_owned()],
+            members: members.clone(),
+            ..fake::question(&roll.into(), &id.into(), &"x.service".into())
+        };
+        let health = match live.ask(&asked).health {
+            Health::Healthy => String::new(),
+            Health::Unhealthy(why) => format!(" sick={}", why.replace(' ', "-")),
+            Health::Unknown(why) => format!(" unknown={}", why.replace(' ', "-")),
+        };
+        situation += &format!("n{id} {}up silent{health}\n", if id == roll { "me " } else { "" });
+    }
+    answer_quorum(&situation).lines().last().unwrap().trim_start_matches("arm").trim().to_owned()
+}
+
+/// G41
+#[test]
+fn every_row_of_the_table_of_controllers_says_what_it_says() {
+    let (path, text) = table("controllers.txt");
+    let (head, rows) = text.split_once("\n\n").unwrap();
+    let mut said = head.to_owned();
+    for row in rows.split("\n\n").map(str::trim).filter(|row| !row.is_empty()) {
+        let row = row.split_once("\n----").unwrap().0;
+        said += &format!("\n\n{row}\n----\n{}", answer_controllers(row));
+    }
+    said.push('\n');
+    assert!(said.matches("----").count() >= 13, "rows are missing");
     bless(&path, &text, &said);
 }
 
@@ -272,27 +345,6 @@ fn every_pair_that_can_happen_is_in_the_machine_table() {
 
 // ---- sessions over every store ----
 
-fn question(member: &str, own: bool) -> Question {
-    Question {
-        check: "gate".to_owned(),
-        kind: CheckKind::Tcp,
-        member: member.into(),
-        id: None,
-        address: "127.0.0.1".to_owned(),
-        own,
-        unit: "x.service".into(),
-        port: Some(1),
-        path: None,
-        status: 200,
-        tls: None,
-        secret: None,
-        user: None,
-        run: Vec::new(),
-        timeout: Duration::from_secs(1),
-        members: Vec::new(),
-    }
-}
-
 /// One node of a session test.
 struct Agent {
     me: NodeName,
@@ -316,8 +368,9 @@ impl Agent {
     fn session<'a>(&'a self, store: &'a dyn LockStore, probe: &'a FakeProbe, seq: u64) -> Session<'a> {
         let circle = |group: &'a Group| Circle {
             group: Cow::Borrowed(group),
+            view: Some(view::digest_of(group)),
             conflicts: group.conflicts.clone(),
-            gate: group.members.iter().map(|name| question(name.as_str(), *name == self.me)).collect(),
+            gate: group.members.iter().map(|name| fake::question(&self.me, name, &"x.service".into())).collect(),
             leader: Vec::new(),
             after: Vec::new(),
         };
@@ -331,6 +384,8 @@ impl Agent {
             record_path: self.dir.path().join("hold.json"),
             pin_path: self.dir.path().join("store.json"),
             circles: self.groups.iter().map(circle).collect(),
+            clusters: Vec::new(),
+            windows: Vec::new(),
             commit: commit(seq),
             seq,
         }
@@ -342,6 +397,7 @@ impl Agent {
             groups: self.groups.iter().map(|group| group.id.clone()).collect(),
             units: vec!["x.service".to_owned()],
             running,
+            takes_node: false,
             start_secs_max: 30,
         }
     }
@@ -536,7 +592,7 @@ impl Etcd {
             .unwrap();
         let kind = StoreKind::Etcd { endpoints: vec![client], ca: None, cert: None, key: None };
         let etcd = Self { child, kind, _dir: dir };
-        let end = Instant::now() + Duration::from_secs(30);
+        let end = Instant::now() + Duration::from_secs(120);
         let store = etcd.open();
         while let Err(error) = store.read(&[""]) {
             assert!(Instant::now() < end, "{error}");
@@ -896,6 +952,50 @@ fn another_store_or_an_older_one_disrupts_nothing() {
     assert_eq!(why(&session.enter(&agent.intent(true)).unwrap()), "store-replaced", "a pin that cannot be read");
 }
 
+fn meta(epoch: u64, store: &str) -> String {
+    format!(r#"{{"fleet":"f","epoch":{epoch},"schema":1,"store":"{store}"}}"#)
+}
+
+/// S9 G20: an epoch that is raised after the store was looked at stops the claim and the arming alike; the next attempt
+/// is made with what is true then.
+#[test]
+fn s9_nothing_is_claimed_or_armed_after_the_epoch_was_raised() {
+    for moment in ["n/n1/want/", "hold/"] {
+        let (store, probe, groups) = (fake(), FakeProbe::healthy(["n1", "n2", "n3"]), three());
+        let agent = Agent::new("n1", &[&groups[0]]);
+        let (other, raised) = (store.clone(), AtomicBool::new(false));
+        let raise = move || {
+            if !raised.swap(true, Ordering::Relaxed) {
+                put(&other, "meta", &meta(1, "one"));
+            }
+        };
+        let watch = store.watch(&[moment], Box::new(raise)).unwrap();
+        let session = agent.session(&store, &probe, 5);
+        assert_eq!(why(&session.enter(&agent.intent(true)).unwrap()), "lost-race", "{moment}");
+        assert_eq!((holds(&store), session.record()), (Vec::new(), None), "{moment}");
+        drop(watch);
+        assert_eq!(why(&session.enter(&agent.intent(true)).unwrap()), "act", "{moment}");
+    }
+}
+
+/// G20: what an operator wrote back has another token; its holder knows it by its attempt, tells of it and ends it.
+#[test]
+fn a_hold_that_was_written_back_is_its_holders_again() {
+    let (store, probe, groups) = (fake(), FakeProbe::healthy(["n1", "n2", "n3"]), three());
+    let agent = Agent::new("n1", &[&groups[0]]);
+    let session = agent.session(&store, &probe, 5);
+    assert_eq!(why(&session.enter(&agent.intent(true)).unwrap()), "act");
+    let key = store.read(&["hold/"]).unwrap().entries[0].clone();
+    delete(&store, &key.key);
+    put(&store, &key.key, std::str::from_utf8(&key.value).unwrap());
+    session.broken("it does not start").unwrap();
+    assert_eq!(holds(&store), ["c.g/0/n1 failed"]);
+    delete(&store, &key.key);
+    put(&store, &key.key, std::str::from_utf8(&key.value).unwrap());
+    assert_eq!(session.settled().unwrap(), None);
+    assert_eq!((holds(&store), session.record()), (Vec::new(), None));
+}
+
 #[test]
 fn a_record_that_cannot_be_read_blocks_and_frees_nothing() {
     let (store, probe, groups) = (fake(), FakeProbe::healthy(["n1", "n2", "n3"]), three());
@@ -1024,7 +1124,19 @@ fn an_interrupted_holder_whose_member_runs_settles_before_it_takes_anything() {
     assert_eq!(why(&session.enter(&agent.intent(true)).unwrap()), "act");
     let next = agent.session(&store, &probe, 6);
     assert_eq!(why(&next.enter(&agent.intent(true)).unwrap()), "settling");
-    assert_eq!(next.record().unwrap().phase, RecordPhase::Settling);
+    let record = next.record().unwrap();
+    assert_eq!(record.phase, RecordPhase::Settling);
+    assert_eq!(record.proves(), None, "what it settles with may be what it had before");
+    // Sick after all: with what it had, so that what it was about to take is still to be tried.
+    next.sick("sick").unwrap();
+    probe.say("n1", Evidence::unhealthy("sick"));
+    let again = agent.session(&store, &probe, 5);
+    assert_eq!(why(&again.enter(&agent.intent(true)).unwrap()), "act");
+    again.acted().unwrap();
+    assert_eq!(again.record().unwrap().proves(), Some(5));
+    again.sick("sick").unwrap();
+    assert_eq!(why(&again.enter(&agent.intent(true)).unwrap()), "gate-failed");
+    assert_eq!(again.record().unwrap().proves(), None);
 }
 
 #[test]
@@ -1156,9 +1268,6 @@ fn conf(version: &str) -> Fleet {
     fleet_with(version, "", |text| text)
 }
 
-/// Thrown where an agent dies.
-struct Death;
-
 /// Counts the points at which an agent may die, and lets it die at one of them.
 #[derive(Clone, Default)]
 struct Fate {
@@ -1193,6 +1302,8 @@ struct Bed {
     probe: FakeProbe,
     machines: Vec<Machine>,
     up: Mutex<BTreeMap<&'static str, bool>>,
+    /// Their gates say no, although they run.
+    unwell: Mutex<BTreeSet<&'static str>>,
 }
 
 /// The host, with what must hold whenever something is stopped.
@@ -1268,20 +1379,6 @@ impl Machine {
     }
 }
 
-struct Ran {
-    outcome: Applied,
-    settling: Settling,
-}
-
-impl Ran {
-    /// Of the first batch that waits or failed, or of what settles.
-    fn reason(&self) -> &str {
-        let first = self.outcome.failed.iter().chain(&self.outcome.deferred).map(|(_, because)| because);
-        let settles = self.settling.failed.iter().chain(&self.settling.settling);
-        first.chain(settles).next().map_or("", |because| because.reason.as_str())
-    }
-}
-
 impl Bed {
     /// Every member runs with version `good-1` and has settled.
     fn new() -> Self {
@@ -1299,6 +1396,7 @@ impl Bed {
             probe: FakeProbe::default(),
             machines: ["n1", "n2", "n3"].map(machine).into(),
             up: Mutex::default(),
+            unwell: Mutex::default(),
         };
         for machine in &bed.machines {
             machine.host.world.borrow_mut().units.insert(
@@ -1323,7 +1421,8 @@ impl Bed {
     /// What everybody's gate says now.
     fn feel(&self) {
         for machine in &self.machines {
-            let healthy = machine.runs() && machine.conf().starts_with("good");
+            let unwell = self.unwell.lock().unwrap().contains(machine.name);
+            let healthy = machine.runs() && machine.conf().starts_with("good") && !unwell;
             self.up.lock().unwrap().insert(machine.name, healthy);
             let evidence = if healthy { Evidence::healthy() } else { Evidence::unhealthy("refused") };
             self.probe.say(machine.name, evidence);
@@ -1349,43 +1448,30 @@ impl Bed {
         self.feel();
         let spec = spec(fleet, machine.name);
         let renderer = Renderer::new(fleet);
-        let secrets = Unsealed::without_keys();
-        let desired = renderer.node(&spec, &secrets).unwrap_or_else(|problems| panic!("{problems:?}"));
+        let desired = renderer.node(&spec, &Unsealed::without_keys()).unwrap_or_else(|problems| panic!("{problems:?}"));
         let mut ledger = Ledger::open(&machine.dir.path().join("ledger.db")).unwrap();
-        let known = ledger.known().unwrap();
-        let host = Watched { bed: self, machine };
-        let observed = pipeline::observe(&host, &desired, &known).unwrap();
-        let plan = plan(&desired, &observed, &known, &spec.groups);
         let store = Mortal { store: &self.store, fate: &machine.fate };
-        let session = Session {
-            me: &spec.node.name,
+        let agent = one_run::Agent {
+            host: &Watched { bed: self, machine },
             store: Ok(&store),
             probe: &self.probe,
             clock: &*self.clock,
-            boot_id: observed.boot_id.clone(),
-            state_is_old: !known.units.is_empty(),
-            record_path: machine.dir.path().join("hold.json"),
-            pin_path: machine.dir.path().join("store.json"),
-            circles: pipeline::circles(&renderer, &spec, &secrets, &known).unwrap(),
-            commit: commit(seq),
-            seq,
+            dir: machine.dir.path(),
+            ledger: &mut ledger,
+            vigil: &mut machine.vigil.borrow_mut(),
         };
-        let settings = "node = \"n\"\nenvironment = \"production\"\ntrust = \"t\"\nidentities = []\n[store]\nkind = \"local\"\npath = \"s\"\n";
-        let settings = Settings::parse(settings, Path::new("/agent.toml"), Rooted::Below).unwrap();
-        let settling = machine.vigil.borrow_mut().look(&session, &spec, &observed, &mut ledger, &settings).unwrap();
-        let stop = AtomicBool::new(false);
-        let mut tools = Tools { host: &host, ledger: &mut ledger, session: &session, stop: &stop, observed: &observed };
-        let outcome = apply::apply(&plan, &mut tools).unwrap();
+        let target = Target { spec: &spec, renderer: &renderer, desired: &desired, commit: commit(seq), seq };
+        let ran = one_run::run(agent, &target);
         let proven = ledger.proven().unwrap();
         let proven: Vec<(&str, u64)> = proven.iter().map(|(group, proof)| (group.as_str(), proof.seq)).collect();
-        let settled = outcome.is_converged() && settling.is_over() && session.record().is_none();
+        let settled = ran.outcome.is_converged() && ran.settling.is_over() && machine.record().is_none();
         put(
             &self.store,
             &format!("n/{}/report", machine.name),
             &report(machine.name, if settled { seq } else { 0 }, &proven),
         );
         self.feel();
-        Ran { outcome, settling }
+        ran
     }
 
     /// Everybody in turn, until nobody has anything left to do.
@@ -1418,15 +1504,6 @@ fn dies(bed: &Bed, machine: &Machine, fleet: &Fleet, seq: u64, at: usize) -> boo
         Err(panic) => assert!(panic.is::<Death>(), "{:?}", panic.downcast_ref::<String>()),
     }
     !lived
-}
-
-fn quiet_deaths() {
-    let before = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |info| {
-        if !info.payload().is::<Death>() {
-            before(info);
-        }
-    }));
 }
 
 #[test]
@@ -1648,11 +1725,13 @@ fn a_member_that_comes_back_by_itself_is_not_stopped_on_the_ground_that_it_was_d
     let desired = renderer.node(&spec, &secrets).unwrap_or_else(|problems| panic!("{problems:?}"));
     let mut ledger = Ledger::open(&n1.dir.path().join("ledger.db")).unwrap();
     let known = ledger.known().unwrap();
-    let observed = pipeline::observe(&n1.host, &desired, &known).unwrap();
+    let observed = pipeline::observe(&n1.host, &desired, &known, ledger.fingerprints()).unwrap();
     n1.host.world.borrow_mut().units.get_mut(KAFKA).unwrap().active = Active::Active;
     bed.feel();
     let plan = plan(&desired, &observed, &known, &spec.groups);
     let session = Session {
+        clusters: Vec::new(),
+        windows: Vec::new(),
         me: &spec.node.name,
         store: Ok(&bed.store),
         probe: &bed.probe,
@@ -1666,7 +1745,14 @@ fn a_member_that_comes_back_by_itself_is_not_stopped_on_the_ground_that_it_was_d
         seq: 2,
     };
     let stop = AtomicBool::new(false);
-    let mut tools = Tools { host: &n1.host, ledger: &mut ledger, session: &session, stop: &stop, observed: &observed };
+    let mut tools = Tools {
+        host: &n1.host,
+        ledger: &mut ledger,
+        session: &session,
+        stop: &stop,
+        observed: &observed,
+        reach: &Reach::NOTHING,
+    };
     let outcome = apply::apply(&plan, &mut tools).unwrap();
     assert_eq!(outcome.deferred[0].1.reason, "settling", "{}", outcome.deferred[0].1.sentence);
     assert_eq!((n1.conf().as_str(), n1.runs()), ("good-1", true));
@@ -1688,6 +1774,26 @@ fn a_restart_while_settling_begins_the_settle_time_anew() {
     bed.run(n1, &fleet, 2);
     assert_eq!(holds(&bed.store).len(), 1);
     bed.clock.advance(Duration::from_secs(2));
+    bed.run(n1, &fleet, 2);
+    assert_eq!(holds(&bed.store), [] as [&str; 0]);
+}
+
+#[test]
+fn a_moment_of_sickness_begins_the_settle_time_anew() {
+    let bed = Bed::new();
+    let n1 = &bed.machines[0];
+    let fleet = conf("good-2");
+    bed.run(n1, &fleet, 2);
+    bed.run(n1, &fleet, 2);
+    bed.clock.advance(Duration::from_secs(9));
+    bed.unwell.lock().unwrap().insert(n1.name);
+    assert_eq!(bed.run(n1, &fleet, 2).reason(), "settling");
+    bed.unwell.lock().unwrap().clear();
+    for _ in 0..2 {
+        bed.run(n1, &fleet, 2);
+        assert_eq!(holds(&bed.store).len(), 1, "healthy again, for less than ten seconds");
+        bed.clock.advance(Duration::from_secs(9));
+    }
     bed.run(n1, &fleet, 2);
     assert_eq!(holds(&bed.store), [] as [&str; 0]);
 }

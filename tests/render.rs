@@ -7,7 +7,9 @@ mod fleet_of;
 use std::collections::BTreeMap;
 
 use converger::fleet::problem::Problem;
+use converger::host::Observed;
 use converger::name::NodeName;
+use converger::plan::{self, Known, Owned};
 use converger::render::{Desired, Renderer, lint_fleet};
 use converger::resource::{Placed, Resource};
 use converger::secrets::Unsealed;
@@ -307,4 +309,72 @@ fn no_expression_leads_to_what_the_node_believes_in() {
         let problems = lint_fleet(&files.fleet());
         assert!(problems.iter().any(|problem| problem.rule == "protected-path"), "{path}: {problems:?}");
     }
+}
+
+/// B11: what programs of a role say is kept on the node as soon as one of its files has a secret, and stays so while the
+/// last one written had it.
+#[test]
+fn secrets_are_near_everything_of_their_role() {
+    let manifest = "[[file]]\npath = \"/etc/t\"\ntemplate = \"t\"\n[[file]]\npath = \"/etc/u\"\ntemplate = \"u\"\n\
+                    restarts = [\"kafka.service\"]\n[[unit]]\nname = \"kafka.service\"\n\
+                    [[action]]\nname = \"a\"\nrun = [\"true\"]\nbefore = [\"kafka.service\"]\n";
+    let secrets = "[secrets.s]\nversion = 1\nsha256 = \"\"\ngrant = \"all\"\nrecipients = \"\"\n";
+    let files = |text: &str| {
+        kafka(manifest)
+            .with("environments/production/secrets.toml", secrets)
+            .with("roles/kafka/t", text)
+            .with("roles/kafka/u", "u\n")
+            .with("roles/base/role.toml", "format = 1\n[[file]]\npath = \"/etc/base\"\nsource = \"x\"\n")
+            .with("roles/base/x", "x\n")
+    };
+    let near = |text: &str, known: &Known| -> Vec<(String, bool)> {
+        let desired = desired(&files(text), "kafka01");
+        let plan = plan::plan(&desired, &Observed::default(), known, &[]);
+        plan.batches.iter().map(|batch| (batch.name.clone(), batch.secrets_near)).collect()
+    };
+    let all = |near| vec![("base".to_owned(), false), ("kafka".to_owned(), near), ("kafka.service".to_owned(), near)];
+    assert_eq!(near("plain", &Known::default()), all(false));
+    assert_eq!(near("{{ secret(name='s') }}", &Known::default()), all(true));
+    let desired = desired(&files("{{ secret(name='s') }}"), "kafka01");
+    let placed = find(&desired, "/etc/t");
+    let inputs = placed.resource.inputs();
+    for (secret, secret_comes) in [(true, false), (false, true)] {
+        let owned =
+            Owned { inputs, content: None, stamp: None, written: true, secret, secret_comes, owed: false, keep: false };
+        let known = Known { owned: [(placed.resource.id(), owned)].into(), ..Known::default() };
+        assert_eq!(near("plain", &known), all(true), "it was there when this was last written, or may be");
+    }
+}
+
+#[test]
+fn templates_read_the_public_halves_of_secrets() {
+    let files = kafka("[[file]]\npath = \"/etc/t\"\ntemplate = \"t\"\n")
+        .with(
+            "environments/production/public/internal.crt",
+            "-----BEGIN CERTIFICATE-----\nAA\n-----END CERTIFICATE-----\n",
+        )
+        .with("environments/staging/public/other.crt", "x");
+    let good = files.clone().with("roles/kafka/t", "{{ public[\"internal.crt\"] | pem(part=\"certificate\") }}\n");
+    let text = text(&desired(&good, "kafka01"), "/etc/t");
+    assert_eq!(text, "-----BEGIN CERTIFICATE-----\nAA\n-----END CERTIFICATE-----\n");
+    for missing in ["{{ public[\"other.crt\"] }}", "{{ public[\"internal.crt\"] | pem(part=\"key\") }}"] {
+        assert_eq!(problems(&files.clone().with("roles/kafka/t", missing), "kafka01").len(), 1, "{missing}");
+    }
+}
+
+#[test]
+fn a_pem_is_taken_apart_behind_its_placeholder() {
+    let files = kafka("[[file]]\npath = \"/etc/t\"\ntemplate = \"t\"\n")
+        .with(
+            "roles/kafka/t",
+            "{{ secret(name=\"tls\") | pem(part=\"key\") }}\n{{ secret(name=\"tls\") | pem(part=\"chain\") }}\n",
+        )
+        .with(
+            "environments/production/secrets.toml",
+            "[secrets.tls]\nversion = 1\nsha256 = \"\"\ngrant = { cluster = \"kafka\" }\nrecipients = \"\"\n",
+        );
+    let desired = desired(&files, "kafka01");
+    assert_eq!(text(&desired, "/etc/t"), "«secret:tls»\n«secret:tls»\n");
+    let Resource::File(file) = &find(&desired, "/etc/t").resource else { panic!("no file") };
+    assert_eq!(file.content.secrets()[0].name.as_str(), "tls");
 }

@@ -134,7 +134,10 @@ fn a_calm_fleet() {
     session.is_as_in("calm");
     assert_eq!(json(&bed.converger(&["status", "--json"]))["web01"]["state"], "converged");
     assert_eq!(json(&bed.converger(&["why", "web01", "--json"]))["node"], "web01");
-    assert_eq!(json(&bed.converger(&["holds", "list", "--json"])), serde_json::json!([]));
+    assert_eq!(
+        json(&bed.converger(&["holds", "list", "--json"])),
+        serde_json::json!({ "holds": [], "actions": [], "freezes": [], "dead": [] })
+    );
     assert_eq!(json(&bed.node("web01").agent(&["--once", "--json"]))["reason"], "");
 }
 

@@ -45,7 +45,7 @@ const SETTINGS_BYTES_MAX: u64 = 1 << 20;
 
 impl Access {
     pub fn client(&self) -> Result<ClientSettings, Failure> {
-        let none = ClientSettings { store: None, repo: None, environment: None };
+        let none = ClientSettings::default();
         let path = match &self.client {
             Some(path) => path.clone(),
             None => match home() {
@@ -117,6 +117,6 @@ pub fn problems_failure(problems: &[Problem], tree: &Tree) -> Failure {
     Failure::new(Exit::Repository, format!("{text}{}", diagnostics::count(problems)))
 }
 
-fn home() -> Option<PathBuf> {
+pub(super) fn home() -> Option<PathBuf> {
     std::env::home_dir()
 }

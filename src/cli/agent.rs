@@ -2,14 +2,15 @@
 //!
 //! Never: decides what a node does; it starts `agent` and says what it did.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use super::{Done, Failure, say};
-use crate::agent::Agent;
+use super::{Done, Failure, diff, say};
+use crate::agent::{Agent, Purpose};
+use crate::paths::Paths;
 use crate::pipeline::{Mode, PipelineError, Ran};
-use crate::plan::show::Paint;
 use crate::reason::{self, Exit, chain};
 use crate::report::{Report, State};
+use crate::update::launch;
 
 /// Converge this node: fetch, verify, render, apply; stay, or do it once
 ///
@@ -29,7 +30,7 @@ pub struct Args {
     /// Who this node is, where its store and trust root are
     #[arg(long, value_name = "FILE", default_value = "/etc/converger/agent.toml")]
     settings: PathBuf,
-    /// Print the report as JSON (with --once)
+    /// Print the report as JSON (with --once), or the plan (with --dry-run)
     #[arg(long)]
     json: bool,
     /// More in the log; twice for everything
@@ -42,17 +43,19 @@ pub fn run(args: Args) -> Done {
         args.verbose,
         if args.once || args.dry_run { crate::log::To::Terminal } else { crate::log::To::Journal },
     );
-    let mut agent =
-        Agent::start(&args.settings, args.root.as_deref()).map_err(|error| Failure::of(error.reason, error.message))?;
+    if args.root.is_none() && !args.dry_run {
+        launch::hand_over(&Paths::below(Path::new("/")));
+    }
+    let purpose = if args.dry_run { Purpose::DryRun } else { Purpose::Converge };
+    let mut agent = Agent::start(&args.settings, args.root.as_deref(), purpose)
+        .map_err(|error| Failure::of(error.reason, error.message))?;
     if args.dry_run {
-        let ran = agent.run(Mode::DryRun(Paint::COLOUR)).map_err(failure)?;
-        say(ran.plan.unwrap_or_default());
-        if !ran.report.reason.is_empty() && ran.report.reason != reason::DRY_RUN.id {
-            say(format!("{}: {}\n{}", ran.report.node, ran.report.reason, evidence(&ran.report)));
-        }
+        let ran = agent.run(Mode::DryRun).map_err(failure)?;
+        diff::show_plan(&ran, args.json);
         return Ok(ran.report.exit());
     }
     if !args.once {
+        agent.listen().map_err(|error| Failure::of(error.reason, error.message))?;
         let exit = agent.stay(|ran| match ran {
             Ok(ran) => log_line(ran),
             Err(error) => tracing::error!(reason = %error.reason(), "{}", chain(error)),
@@ -91,7 +94,7 @@ fn closing_line(ran: &Ran, nothing_done: bool, took: std::time::Duration) -> Str
         Exit::Done => format!("{node} converged at {commit} in {time}\n"),
         _ => {
             let what = match report.state {
-                State::Refused | State::Unreachable => "keeps",
+                State::Refused | State::StaleSource | State::ForkedSource | State::Unreachable => "keeps",
                 _ => "is not converged at",
             };
             format!("{node} {what} {commit}: {}\n{}", report.reason, evidence(report))
@@ -100,7 +103,7 @@ fn closing_line(ran: &Ran, nothing_done: bool, took: std::time::Duration) -> Str
 }
 
 /// What is wrong, part by part, and what to do about it.
-fn evidence(report: &Report) -> String {
+pub(super) fn evidence(report: &Report) -> String {
     let mut parts: Vec<(&str, &str, &str)> =
         report.notes.iter().map(|note| (&*note.batch, &*note.reason, &*note.because.sentence)).collect();
     if !parts.iter().any(|(_, _, sentence)| *sentence == report.sentence) {
@@ -130,7 +133,7 @@ fn log_line(ran: &Ran) {
     let node = &report.node;
     match report.state {
         State::Converged => tracing::info!(%node, commit, state, "converged"),
-        State::Applying | State::Waiting => {
+        State::Applying | State::Waiting | State::Paused => {
             tracing::info!(%node, commit, state, reason = report.reason, "{}", report.sentence);
         }
         _ => tracing::error!(%node, commit, state, reason = report.reason, "{}", report.sentence),
@@ -140,6 +143,6 @@ fn log_line(ran: &Ran) {
     }
 }
 
-fn failure(error: PipelineError) -> Failure {
+pub(super) fn failure(error: PipelineError) -> Failure {
     Failure::of(error.reason(), chain(&error))
 }

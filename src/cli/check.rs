@@ -2,13 +2,12 @@
 //!
 //! Never: a key, a node or the store; it reads the repository and nothing else.
 
-use std::collections::BTreeSet;
-
 use super::access::{Access, STYLED};
 use super::{Done, say, say_json};
 use crate::clock::{Clock as _, SystemClock};
 use crate::diagnostics;
-use crate::fleet::load;
+use crate::fleet::check::miscounted;
+use crate::fleet::load::{self, Knowing};
 use crate::fleet::problem::{Problem, Severity};
 use crate::plan::show::plural;
 use crate::reason::Exit;
@@ -36,9 +35,9 @@ pub fn run(args: Args, access: &Access) -> Done {
     let access = Access { repo: args.repo.clone().or_else(|| access.repo.clone()), ..access.clone() };
     let tree = access.work_tree()?;
     let environment = access.environment()?;
-    let samples: BTreeSet<String> = crate::template::sample_recipients();
+    let knowing = Knowing { samples: crate::template::sample_recipients(), now: Some(SystemClock.now()) };
     let mut counts = String::new();
-    let problems: Vec<Problem> = match load::load_knowing_samples(&tree, environment.as_ref(), &samples) {
+    let problems: Vec<Problem> = match load::load_knowing(&tree, environment.as_ref(), &knowing) {
         Ok(loaded) => {
             let env = &loaded.fleet.environment;
             counts = format!(
@@ -50,6 +49,7 @@ pub fn run(args: Args, access: &Access) -> Done {
             );
             let mut problems = loaded.warnings;
             problems.extend(lint_fleet(&loaded.fleet));
+            problems.extend(miscounted(&loaded.fleet));
             problems
         }
         Err(problems) => problems,

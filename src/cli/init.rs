@@ -1,13 +1,14 @@
 //! `converger init`: a new fleet repository with a signed first commit.
 //!
-//! Never: writes into a folder that has something in it; never: makes a key.
+//! Never: writes into a folder that has something in it, leaves half of one behind, or makes a key.
 
 use std::path::{Path, PathBuf};
 
 use super::access::problems_failure;
 use super::process::output;
+use super::trust::{INTRODUCTION_SETTING, SIGNER_SETTING};
 use super::{Done, Failure, say};
-use crate::disk;
+use crate::disk::{self, DiskError};
 use crate::fleet::load;
 use crate::git::Workspace;
 use crate::plan::show::Paint;
@@ -35,21 +36,23 @@ pub struct Args {
 pub fn run(args: Args) -> Done {
     let made = make(&args)?;
     let Paint { bold, dim, off, .. } = Paint::COLOUR;
+    let (dir, Made { fleet, files, commit, signer }) = (args.dir.display(), &made);
     say(format!(
-        "{bold}{}{off}: fleet {}, {} files, signed by {}\n\n\
-         Every node's /etc/converger/trust.toml begins with this {dim}(outside the repository, by image or cloud-init){off}:\n\n\
-         fleet = \"{}\"\n\
+        "{bold}{dir}{off}: fleet {fleet}, {files} files, signed by {}\n\n\
+         Every node's /etc/converger/trust.toml begins with this {dim}(keep it outside the repository){off}:\n\n\
+         fleet = \"{fleet}\"\n\
          ref = \"refs/heads/main\"\n\
          policy = \"standard\"\n\
-         introduction = {{ commit = \"{}\", signer = \"{}\", seq = 1 }}\n\n\
-         Next: edit environments/production, `converger check`, commit, push to your forge.\n",
-        args.dir.display(),
-        made.fleet,
-        made.files,
+         introduction = {{ commit = \"{commit}\", signer = \"{signer}\", seq = 1 }}\n\n\
+         Next:\n\
+         1. cd {dir}, make environments/production yours: nodes, `operators` in secrets.toml;\n     \
+            delete secrets/*.age and public/, `converger secret generate`, `converger check`, commit.\n\
+         2. Push it: git remote add origin URL && git push origin main\n\
+         3. On each node, as root: converger enroll --node NAME --env production --remote URL --fleet {fleet} \\\n     \
+            --introduction {commit} \\\n     \
+            --signer {signer}\n\
+         4. Merge what enroll prints. In this clone `converger trust verify` knows where the chain begins.\n",
         args.principal,
-        made.fleet,
-        made.commit,
-        made.signer,
     ));
     Ok(Exit::Done)
 }
@@ -62,7 +65,6 @@ struct Made {
 }
 
 fn make(args: &Args) -> Result<Made, Failure> {
-    let failed = |error: crate::disk::DiskError| Failure::usage(chain(&error));
     let dir = &args.dir;
     if dir.read_dir().is_ok_and(|mut entries| entries.next().is_some()) {
         return Err(Failure::usage(format!("{} is not empty; name a new folder", dir.display())));
@@ -77,14 +79,33 @@ fn make(args: &Args) -> Result<Made, Failure> {
         return Err(Failure::usage(format!("{name:?} is no fleet id; take lowercase letters, digits and dashes")));
     }
     let public = public_key(&args.key)?;
-    disk::create_dirs(dir).map_err(failed)?;
-    let files = template::write_fleet_repository(dir).map_err(failed)?;
     let key = args.key.canonicalize().map_err(|error| Failure::usage(format!("{}: {error}", args.key.display())))?;
 
+    let parent = match dir.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    if !parent.exists() {
+        disk::create_dirs(parent).map_err(failed)?;
+    }
+    // Beside its place, so that what fails leaves nothing there.
+    let name = dir.file_name().ok_or_else(|| Failure::usage(format!("{} is no name of a folder", dir.display())))?;
+    let fresh = parent.join(format!(".{}.new.{}", name.to_string_lossy(), std::process::id()));
+    let made = disk::create_dirs(&fresh).map_err(failed).and_then(|()| fill(&fresh, args, &public, &key));
+    let placed = made.and_then(|made| disk::install(&fresh, dir).map(|()| made).map_err(failed));
+    if placed.is_err() {
+        let _ = disk::remove(&fresh);
+    }
+    placed
+}
+
+fn fill(dir: &Path, args: &Args, public: &str, key: &Path) -> Result<Made, Failure> {
+    let files = template::write_fleet_repository(dir).map_err(failed)?;
     let signers = format!("{} {public}\n", args.principal);
     disk::write_atomic(&dir.join("trust/allowed_signers"), signers.as_bytes(), 0o644).map_err(failed)?;
     let policy = format!(
-        "# Who may sign what. Principals are those of trust/allowed_signers; a key lives from the commit that adds it to\n\
+        "#:schema ../schemas/policy.json\n\
+         # Who may sign what. Principals are those of trust/allowed_signers; a key lives from the commit that adds it to\n\
          # the one that removes it. Changed only by commits that a root key signed.\n\
          [principals.\"{}\"]\nroles = [\"root\", \"deploy\"]\npaths = [\"**\"]\n\n[banned]\nkeys = []\n",
         args.principal
@@ -114,7 +135,14 @@ fn make(args: &Args) -> Result<Made, Failure> {
     let summary = Workspace::open(dir).and_then(|workspace| workspace.summary("HEAD"));
     let summary = summary.map_err(|error| Failure::new(Exit::Internal, chain(&error)))?;
     let signer = summary.signer.ok_or_else(|| Failure::new(Exit::Trust, "the first commit came out unsigned"))?;
-    Ok(Made { fleet, files, commit: summary.id.to_string(), signer })
+    let commit = summary.id.to_string();
+    git(&["config", INTRODUCTION_SETTING, &commit])?;
+    git(&["config", SIGNER_SETTING, &signer])?;
+    Ok(Made { fleet, files, commit, signer })
+}
+
+fn failed(error: DiskError) -> Failure {
+    Failure::usage(chain(&error))
 }
 
 /// `ssh-ed25519 AAAA…` without its comment.
@@ -141,7 +169,6 @@ fn public_key(key: &Path) -> Result<String, Failure> {
 /// Sets the fleet's name, comments kept. The name that holds in the end.
 fn rename(dir: &Path, name: Option<&str>) -> Result<String, Failure> {
     let path = dir.join("fleet.toml");
-    let failed = |error: crate::disk::DiskError| Failure::usage(chain(&error));
     let bytes = disk::read_bounded(&path, 1 << 20).map_err(failed)?.unwrap_or_default();
     let mut document: toml_edit::DocumentMut = String::from_utf8_lossy(&bytes)
         .parse()

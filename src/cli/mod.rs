@@ -7,14 +7,27 @@ pub mod agent;
 pub mod check;
 pub mod completions;
 pub mod demo;
+pub mod diff;
+pub mod enroll;
+pub mod etcd_acl;
 pub mod explain;
+pub mod freeze;
 pub mod holds;
 pub mod init;
+pub mod node;
+mod operator;
+pub mod owned;
+pub mod pause;
 pub mod plan;
 mod process;
+pub mod quarantine;
 pub mod render;
+pub mod restart;
+pub mod roll_back;
 pub mod schema;
+pub mod secret;
 pub mod status;
+pub mod trial_over;
 pub mod trust;
 pub mod why;
 
@@ -34,7 +47,7 @@ Exit codes:
   3  the repository has problems
   4  trust refused
   5  the host is not (wholly) converged
-  6  waiting: a hold, a gate, a freeze
+  6  waiting: a hold, a gate, a freeze, a pause
   7  source or store unreachable
   8  a secret cannot be opened
 When several apply: the first of 1, 2, 3, 4, 8, 5, 7, 6, 0. `converger explain` lists the reasons behind them.";
@@ -63,15 +76,32 @@ pub enum Command {
     Check(check::Args),
     Render(render::Args),
     Plan(plan::Args),
+    Diff(diff::Args),
     Status(status::Args),
     Why(why::Args),
+    Owned(owned::Args),
     Holds(holds::Args),
+    Freeze(freeze::FreezeArgs),
+    Unfreeze(freeze::UnfreezeArgs),
+    Pause(pause::PauseArgs),
+    Resume(pause::ResumeArgs),
+    Restart(restart::Args),
+    Node(node::Args),
+    EtcdAcl(etcd_acl::Args),
+    Secret(secret::Args),
     Trust(trust::Args),
     Init(init::Args),
+    Enroll(enroll::Args),
     Demo(demo::Args),
     Explain(explain::Args),
     Schema(schema::Args),
     Completions(completions::Args),
+    #[command(hide = true)]
+    Quarantine(quarantine::Args),
+    #[command(hide = true)]
+    RollBack(roll_back::Args),
+    #[command(hide = true)]
+    TrialOver(trial_over::Args),
 }
 
 /// A command that did not do what it was asked: one message, one exit code.
@@ -115,15 +145,29 @@ pub fn run(cli: Cli) -> Done {
         Command::Check(args) => check::run(args, &access),
         Command::Render(args) => render::run(args, &access),
         Command::Plan(args) => plan::run(args, &access),
+        Command::Diff(args) => diff::run(args, &access),
         Command::Status(args) => status::run(args, &access),
         Command::Why(args) => why::run(args, &access),
+        Command::Owned(args) => owned::run(args),
         Command::Holds(args) => holds::run(args, &access),
+        Command::Freeze(args) => freeze::freeze(args, &access),
+        Command::Unfreeze(args) => freeze::unfreeze(args, &access),
+        Command::Pause(args) => pause::pause(args),
+        Command::Resume(args) => pause::resume(args),
+        Command::Restart(args) => restart::run(args, &access),
+        Command::Node(args) => node::run(args, &access),
+        Command::EtcdAcl(args) => etcd_acl::run(&args, &access),
+        Command::Secret(args) => secret::run(args, &access),
         Command::Trust(args) => trust::run(args, &access),
         Command::Init(args) => init::run(args),
+        Command::Enroll(args) => enroll::run(&args, &access),
         Command::Demo(args) => demo::run(args),
         Command::Explain(args) => explain::run(args),
         Command::Schema(args) => schema::run(args),
         Command::Completions(args) => completions::run(args),
+        Command::Quarantine(args) => quarantine::run(args),
+        Command::RollBack(args) => roll_back::run(args),
+        Command::TrialOver(args) => trial_over::run(args),
     }
 }
 

@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use serde_json::json;
+
 use super::access::{Access, problems_failure};
-use super::{Done, Failure, say};
-use crate::fleet::Fleet;
+use super::{Done, Failure, say, say_json};
 use crate::fleet::select::select;
 use crate::fleet::tree::Tree;
+use crate::fleet::{Fleet, agents};
 use crate::git::Workspace;
 use crate::name::NodeName;
 use crate::plan::fleetwide::{self, Live, Side};
@@ -29,14 +31,15 @@ pub struct Args {
     /// Only this node
     #[arg(long, value_name = "NAME")]
     node: Option<String>,
+    /// One entry per resource and node, and the restarts, for scripts
+    #[arg(long)]
+    json: bool,
 }
 
 pub fn run(args: Args, access: &Access) -> Done {
     let folder = access.folder()?;
     let workspace = Workspace::open(&folder).map_err(|e| Failure::usage(chain(&e)))?;
-    let at = |revision: &str| -> Result<Arc<Tree>, Failure> {
-        workspace.tree_at(revision).map(Arc::new).map_err(|e| Failure::usage(chain(&e)))
-    };
+    let at = |revision: &str| tree_at(&workspace, revision);
     let (base, head) = match args.range.split_once("..") {
         Some((base, head)) => (at(base)?, at(if head.is_empty() { "HEAD" } else { head })?),
         None => (at(&args.range)?, access.work_tree()?),
@@ -53,18 +56,34 @@ pub fn run(args: Args, access: &Access) -> Done {
     let old = sides(&before, &base, only.as_ref())?;
     let new = sides(&after, &head, only.as_ref())?;
     let plan = fleetwide::compare(&after.environment, &old, &new, &live);
+    if args.json {
+        let (from, to) = (&base.commit, &head.commit);
+        say_json(&json!({ "environment": after.environment.name, "from": from, "to": to, "plan": plan }));
+        return Ok(Exit::Done);
+    }
     if let (Some(base), Some(head)) = (&base.commit, &head.commit) {
         let summary = workspace.summary(head.as_str()).map_err(|e| Failure::usage(chain(&e)))?;
         let signed = summary.signer.map_or_else(|| "not signed".to_owned(), |key| format!("signed by {key}"));
         say(format!("{} -> {}  {}   {signed}\n\n", base.short(), head.short(), summary.subject));
+    }
+    if let Some(agents) = agents::change(&before.environment, &after.environment) {
+        say(format!("{agents}\n\n"));
     }
     let rollback = head.commit.as_ref().map(|commit| commit.short());
     say(show::environment(after.environment.name.as_str(), &plan, rollback, Paint::COLOUR));
     Ok(Exit::Done)
 }
 
+pub(super) fn tree_at(workspace: &Workspace, revision: &str) -> Result<Arc<Tree>, Failure> {
+    workspace.tree_at(revision).map(Arc::new).map_err(|e| Failure::usage(chain(&e)))
+}
+
 /// Every node of one commit, rendered without keys.
-fn sides<'a>(fleet: &'a Fleet, tree: &Tree, only: Option<&NodeName>) -> Result<BTreeMap<NodeName, Side<'a>>, Failure> {
+pub(super) fn sides<'a>(
+    fleet: &'a Fleet,
+    tree: &Tree,
+    only: Option<&NodeName>,
+) -> Result<BTreeMap<NodeName, Side<'a>>, Failure> {
     let renderer = Renderer::new(fleet);
     let mut sides = BTreeMap::new();
     let mut problems = Vec::new();
@@ -82,7 +101,7 @@ fn sides<'a>(fleet: &'a Fleet, tree: &Tree, only: Option<&NodeName>) -> Result<B
 }
 
 /// What the running fleet says of itself; nothing where it cannot be reached.
-fn live(access: &Access, fleet: &Fleet) -> Live {
+pub(super) fn live(access: &Access, fleet: &Fleet) -> Live {
     let Ok(store) = access.store(&fleet.name, &fleet.environment.name) else { return Live::default() };
     let Ok((reports, _)) = report::collect(&*store) else { return Live::default() };
     let mut live = Live::default();

@@ -8,13 +8,15 @@ use jiff::Timestamp;
 use super::access::Access;
 use super::{Done, Failure, say, say_json};
 use crate::clock::{Clock as _, SystemClock};
-use crate::fleet::Fleet;
+use crate::fleet::{Fleet, agents};
 use crate::lock::protocol;
+use crate::lock::standing::{RANGES, Standing};
 use crate::lock::store::LockStore;
-use crate::name::NodeName;
+use crate::name::{NodeName, SecretName};
 use crate::plan::show::{Paint, about, table};
 use crate::reason::{self, Exit, chain};
 use crate::report::{self, At, Report, State};
+use crate::secrets::tls;
 use crate::wake::{Wake, Wakes};
 
 /// Show which commit each node runs, what it is waiting for, and why
@@ -45,10 +47,10 @@ pub fn run(args: Args, access: &Access) -> Done {
     let fleet = access.load(&tree)?.fleet;
     let store = access.store(&fleet.name, &fleet.environment.name)?;
     let wakes = Wakes::default();
-    let sender = std::sync::Mutex::new(wakes.sender());
-    let on_change = move || drop(sender.lock().map(|sender| sender.send(Wake::Store)));
+    let waker = wakes.waker();
+    let on_change = move || waker.wake(Wake::Store);
     let _watch = (args.watch || args.wait.is_some())
-        .then(|| store.watch(&["n/", "hold/"], Box::new(on_change)))
+        .then(|| store.watch(&["n/", "hold/", protocol::FREEZES, "dead/"], Box::new(on_change)))
         .transpose()
         .map_err(|e| Failure::of(reason::STORE_UNREACHABLE, chain(&e)))?;
     let began = SystemClock.awake();
@@ -82,7 +84,7 @@ struct Picture<'a> {
     reports: BTreeMap<NodeName, Report>,
     unreadable: Vec<NodeName>,
     silent: Vec<NodeName>,
-    holds: usize,
+    standing: Standing,
     now: Timestamp,
 }
 
@@ -90,11 +92,13 @@ impl<'a> Picture<'a> {
     fn take(store: &dyn LockStore, fleet: &'a Fleet) -> Result<Self, Failure> {
         let unreachable = |e| Failure::of(reason::STORE_UNREACHABLE, chain(&e));
         let (reports, unreadable) = report::collect(store).map_err(unreachable)?;
-        let snapshot = store.read(&["hold/", "n/"]).map_err(unreachable)?;
+        let ranges: Vec<&str> = RANGES.into_iter().chain(["n/"]).collect();
+        let snapshot = store.read(&ranges).map_err(unreachable)?;
         let nodes = fleet.environment.nodes.iter().map(|node| &node.name);
         let silent = nodes.filter(|name| snapshot.get(&protocol::beat_key(name)).is_none()).cloned().collect();
-        let holds = snapshot.below("hold/").count();
-        Ok(Self { fleet, reports, unreadable, silent, holds, now: SystemClock.now() })
+        let now = SystemClock.now();
+        let standing = Standing::of(&snapshot, &fleet.environment, now);
+        Ok(Self { fleet, reports, unreadable, silent, standing, now })
     }
 
     /// The newest commit that any node has verified.
@@ -123,8 +127,11 @@ impl<'a> Picture<'a> {
             State::Applying => "applying",
             State::Waiting => "waiting",
             State::Refused => "refused",
+            State::StaleSource => "stale-source",
+            State::ForkedSource => "forked-source",
             State::Unreachable => "unreachable",
             State::NotInTopology => "not-in-topology",
+            State::Paused => "paused",
             State::Failed => "failed",
         };
         (state, Some(report))
@@ -166,6 +173,7 @@ impl<'a> Picture<'a> {
         for (state, colour) in [
             ("applying", yellow),
             ("waiting", yellow),
+            ("paused", yellow),
             ("failed", red),
             ("refused", red),
             ("unreachable", red),
@@ -187,14 +195,46 @@ impl<'a> Picture<'a> {
             parts.join(" · "),
             "#".repeat(full),
             "-".repeat(width - full),
-            self.holds
+            self.holds()
         ));
+        out.push_str(&self.freezes());
+        out.push_str(&self.agents());
         out.push_str(&self.clusters(all, &at));
         out.push_str(&self.exceptions(all, &at));
+        out.push_str(&self.certificates(all));
+        out.push_str(&self.warnings());
         for node in &self.unreadable {
             out.push_str(&format!("{red}{node}: its report cannot be read{off}\n"));
         }
         out
+    }
+
+    fn holds(&self) -> String {
+        let Paint { red, off, .. } = Paint::COLOUR;
+        match (self.standing.holds.len(), self.standing.conspicuous()) {
+            (holds, 0) => holds.to_string(),
+            (holds, n) => format!("{holds} {red}({n} to be looked at: converger holds list){off}"),
+        }
+    }
+
+    /// What operators put in the way, and whom they put away.
+    fn freezes(&self) -> String {
+        let Paint { yellow, red, off, .. } = Paint::COLOUR;
+        let Standing { freezes, dead, .. } = &self.standing;
+        let mut out = String::new();
+        for frozen in freezes {
+            let what = frozen.of.as_ref().map_or_else(|| frozen.scope.clone(), ToString::to_string);
+            let until = frozen.freeze.until.map_or_else(|| "for ever".to_owned(), |until| format!("until {until}"));
+            let (by, reason) = (&frozen.freeze.by, &frozen.freeze.reason);
+            out.push_str(&format!("{yellow}{what} is frozen{off} {until} by {by}: {reason}\n"));
+        }
+        for dead in dead {
+            out.push_str(&format!("{red}{} was declared dead{off}: {}\n", dead.node, dead.reason));
+        }
+        if !out.is_empty() {
+            out.push('\n');
+        }
+        out.replace(|c: char| c.is_control() && c != '\n' && c != '\x1b', "\u{fffd}")
     }
 
     fn clusters(&self, all: bool, at: &dyn Fn(Option<&Report>) -> bool) -> String {
@@ -263,5 +303,53 @@ impl<'a> Picture<'a> {
             return String::new();
         }
         format!("\n{}", table(&["node", "applied", "state", "reason"].map(str::to_owned), &rows, ""))
+    }
+
+    /// How far the agents are, where a commit says which one is wanted.
+    fn agents(&self) -> String {
+        let environment = &self.fleet.environment;
+        let mut versions: BTreeMap<&str, usize> = BTreeMap::new();
+        let mut settled = 0;
+        for node in &environment.nodes {
+            let Some(wanted) = agents::digest(environment, node) else { return String::new() };
+            let report = self.reports.get(&node.name);
+            *versions.entry(report.map_or("unknown", |report| &report.agent)).or_default() += 1;
+            settled += usize::from(report.is_some_and(|report| report.agent_sha256.as_deref() == Some(wanted)));
+        }
+        let versions: Vec<String> = versions.iter().map(|(version, nodes)| format!("{nodes} run {version}")).collect();
+        format!("agents: {settled} of {} as wanted ({})\n\n", environment.nodes.len(), versions.join(", "))
+    }
+
+    /// What nodes warn of, and how many of them.
+    fn warnings(&self) -> String {
+        let Paint { yellow, off, .. } = Paint::COLOUR;
+        let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+        for warning in self.reports.values().flat_map(|report| &report.warnings) {
+            *counts.entry(warning).or_default() += 1;
+        }
+        let lines = counts.iter().map(|(warning, nodes)| format!("{yellow}{warning}{off} (say {nodes} nodes)\n"));
+        let lines: String = lines.collect();
+        if lines.is_empty() { lines } else { format!("\n{lines}") }
+    }
+
+    /// Those that expire soon, as the nodes that have them say.
+    fn certificates(&self, all: bool) -> String {
+        const SHOWN: usize = 10;
+        let of = |(node, report): (&NodeName, &Report)| {
+            report.certificates.iter().map(|one| (one.expires, one.secret.clone(), node.clone())).collect::<Vec<_>>()
+        };
+        let mut ending: Vec<_> = self.reports.iter().flat_map(of).collect();
+        ending.sort();
+        let shown = if all { ending.len() } else { SHOWN };
+        let row = |(at, secret, node): &(Timestamp, SecretName, NodeName)| {
+            [secret.to_string(), node.to_string(), tls::from_now(*at, self.now), at.to_string()]
+        };
+        let mut rows: Vec<_> = ending.iter().take(shown).map(row).collect();
+        match ending.len().saturating_sub(shown) {
+            _ if rows.is_empty() => return String::new(),
+            0 => {}
+            more => rows.push([format!("and {more} more"), String::new(), String::new(), String::new()]),
+        }
+        format!("\n{}", table(&["certificate", "node", "expires", "at"].map(str::to_owned), &rows, ""))
     }
 }

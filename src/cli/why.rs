@@ -5,11 +5,15 @@
 use super::access::Access;
 use super::{Done, Failure, say, say_json};
 use crate::clock::{Clock as _, SystemClock};
+use crate::fleet::agents;
 use crate::lock::protocol;
-use crate::name::NodeName;
+use crate::lock::singleton::{self, Holder};
+use crate::lock::standing::{RANGES, Standing};
+use crate::name::{GroupId, NodeName};
 use crate::plan::show::{Paint, about};
 use crate::reason::{self, Exit, chain};
 use crate::report::{self, State};
+use crate::secrets::tls;
 
 /// Explain one node: what it waits for, refuses or failed at, since when, and what would end it
 ///
@@ -59,17 +63,51 @@ pub fn run(args: Args, access: &Access) -> Done {
         let secs = now.duration_since(report.since).as_secs().max(0).unsigned_abs();
         out.push_str(&format!("\n{}\n{dim}for {}{off}\n", report.sentence.trim_end(), about(secs)));
     }
-    let snapshot = store.read(&["hold/", "n/"]).map_err(unreachable)?;
-    for group in fleet.environment.groups_of(&node) {
-        let holds = protocol::holds_in(&snapshot, &group.id);
-        let text = match holds.first() {
-            Some((hold, _)) => {
-                let secs = now.duration_since(hold.since).as_secs().max(0).unsigned_abs();
-                format!("held by {} for {} ({:?}: {})", hold.node, about(secs), hold.phase, hold.reason)
-            }
-            None => "free".to_owned(),
-        };
+    let ranges: Vec<&str> = RANGES.into_iter().chain(["n/", "single/"]).collect();
+    let snapshot = store.read(&ranges).map_err(unreachable)?;
+    let standing = Standing::of(&snapshot, &fleet.environment, now);
+    let wanted = fleet.environment.node(&node).and_then(|node| agents::wanted(&fleet.environment, node));
+    if let Some(wanted) = &wanted {
+        let settled = report.agent_sha256.as_ref() == Some(&wanted.sha256);
+        let how = if settled { "as wanted".to_owned() } else { format!("{} is wanted", wanted.version) };
+        out.push_str(&format!("  {:<22} converger {} runs, {how}\n", "agent", report.agent));
+    }
+    let of_agents = wanted.iter().map(|wanted| &wanted.group);
+    // A node in no group has the lanes of the environment only.
+    let lanes = fleet.environment.lanes();
+    let lanes = lanes.members.contains(&node).then_some(&lanes);
+    let mut of_node: Vec<&GroupId> = Vec::new();
+    for group in fleet.environment.groups_of(&node).chain(of_agents).chain(lanes) {
+        let holds = standing.holds.iter().filter(|held| held.hold.group == group.id);
+        let holds = holds.map(|held| {
+            let hold = &held.hold;
+            let strange = held.attention.iter().map(|what| format!("; {what}")).collect::<String>();
+            format!("held by {} for {} ({:?}: {}){strange}", hold.node, about(held.age_secs), hold.phase, hold.reason)
+        });
+        let text = holds.collect::<Vec<_>>().join("; ");
+        let text = if text.is_empty() { "free" } else { &text };
         out.push_str(&format!("  {:<22} {text}\n", group.id));
+        of_node.push(&group.id);
+    }
+    for frozen in standing.freezes_of(&node, &of_node) {
+        let what = frozen.of.as_ref().map_or_else(|| frozen.scope.clone(), ToString::to_string);
+        let (by, reason) = (&frozen.freeze.by, &frozen.freeze.reason);
+        out.push_str(&format!("\n{bold}{what} is frozen{off} by {by}: {reason}\n  {}\n", frozen.ends));
+    }
+    for dead in standing.dead.iter().filter(|dead| dead.node == node) {
+        out.push_str(&format!("\n{red}{node} was declared dead{off}: {}\n  {}\n", dead.reason, dead.ends));
+    }
+    for unit in report.units.keys() {
+        let clusters = fleet.environment.clusters.iter().filter(|cluster| cluster.members.contains(&node));
+        let entries = clusters.filter_map(|cluster| snapshot.get(&singleton::key(&cluster.name, unit)));
+        for holder in entries.filter_map(Holder::of) {
+            let text = match (holder.free, holder.node == node) {
+                (true, _) => "a singleton that nobody runs".to_owned(),
+                (false, true) => "a singleton: it runs here".to_owned(),
+                (false, false) => format!("a singleton: {} runs it, this node stands by", holder.node),
+            };
+            out.push_str(&format!("  {unit:<22} {text}\n"));
+        }
     }
     for note in &report.notes {
         out.push_str(&format!("\n{bold}{}{off}: {}\n  {}\n", note.batch, note.reason, note.because.sentence));
@@ -80,6 +118,14 @@ pub fn run(args: Args, access: &Access) -> Done {
         && !report.sentence.contains(reason.mend)
     {
         out.push_str(&format!("{}\n", reason.mend));
+    }
+    for one in &report.certificates {
+        let verb = if one.expires < now { "expired" } else { "expires" };
+        let when = tls::from_now(one.expires, now);
+        out.push_str(&format!("\nThe certificate of secret {} {verb} {when}, at {}.\n", one.secret, one.expires));
+    }
+    for warning in &report.warnings {
+        out.push_str(&format!("\nWarning: {warning}.\n"));
     }
     if snapshot.get(&protocol::beat_key(&node)).is_none() {
         out.push_str(&format!("{red}No sign of life: this is what it said last, at {}.{off}\n", report.at));

@@ -4,22 +4,29 @@
 //! declaration could not be read.
 
 mod addresses;
+mod agents;
+mod artifacts;
+mod certificates;
 mod roles;
 mod secrets;
 mod topology;
+mod trust;
+mod windows;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 pub use roles::{is_protected, mistake_in_path};
-pub use secrets::{plaintext, recipients_digest};
+pub use secrets::{miscounted, plaintext};
+pub(super) use trust::trust;
 
-use super::load::{Document, Documents};
+use super::load::{Document, Documents, Knowing};
 use super::problem::Problem;
 use super::schema::TopologyFile;
 use super::selector::Selector;
 use super::{Fleet, Node, rule};
 use crate::name::{NodeName, RoleName, UnitName};
+use crate::secrets::cover::Cover;
 
 /// Every problem of a fleet whose files have their form.
 pub(super) fn check(
@@ -27,7 +34,7 @@ pub(super) fn check(
     topology: &TopologyFile,
     fleet: &Fleet,
     left_out: &BTreeSet<String>,
-    samples: &BTreeSet<String>,
+    knowing: &Knowing,
 ) -> Vec<Problem> {
     let environment = &fleet.environment;
     let mut check = Check {
@@ -36,6 +43,7 @@ pub(super) fn check(
         fleet,
         left_out,
         nodes: environment.nodes.iter().map(|node| (&node.name, node)).collect(),
+        cover: Cover::of(environment),
         labels: environment.nodes.iter().flat_map(|node| node.labels.keys()).map(String::as_str).collect(),
         problems: Vec::new(),
     };
@@ -44,7 +52,11 @@ pub(super) fn check(
     check.addresses();
     check.roles();
     check.secrets();
-    check.recipients(samples);
+    check.recipients(&knowing.samples);
+    check.shapes();
+    if let Some(now) = knowing.now {
+        check.expiries(now);
+    }
     check.problems
 }
 
@@ -56,6 +68,7 @@ struct Check<'a, 't> {
     /// Names in what could not be read: not missing, only unreadable.
     left_out: &'a BTreeSet<String>,
     nodes: BTreeMap<&'a NodeName, &'a Node>,
+    cover: Cover<'a>,
     labels: BTreeSet<&'a str>,
     problems: Vec<Problem>,
 }
@@ -80,23 +93,6 @@ impl<'a> Check<'a, '_> {
 
     fn node_names(&self) -> impl Iterator<Item = &'a str> + Clone + use<'a> {
         self.fleet.environment.nodes.iter().map(|node| node.name.as_str())
-    }
-
-    fn has_role(&self, node: &Node, role: &RoleName) -> bool {
-        let environment = &self.fleet.environment;
-        let mut through = node.clusters.iter().filter_map(|name| environment.cluster(name));
-        environment.roles.contains(role) || through.any(|cluster| cluster.roles.contains(role))
-    }
-
-    fn selected(&self, selector: &Selector) -> Vec<&'a Node> {
-        match selector {
-            // Thousands of secrets are granted to one node each.
-            Selector::Nodes(names) => names.iter().filter_map(|name| self.nodes.get(name).copied()).collect(),
-            _ => {
-                let nodes = self.fleet.environment.nodes.iter();
-                nodes.filter(|node| selector.selects(node, &|role| self.has_role(node, role))).collect()
-            }
-        }
     }
 
     /// A name that nothing answers to, unless what it names could not be read.
@@ -245,7 +241,7 @@ pub(super) fn or_else<'n>(
 }
 
 /// The known name that takes the fewest changes to get to, if that is few for its length.
-pub(super) fn suggest<'n>(name: &str, known: impl Iterator<Item = &'n str>) -> Option<&'n str> {
+pub fn suggest<'n>(name: &str, known: impl Iterator<Item = &'n str>) -> Option<&'n str> {
     const LENGTH_MAX: usize = 64;
     let changes_max = (name.len() / 3).max(1);
     known
@@ -277,7 +273,7 @@ fn distance(left: &str, right: &str) -> usize {
 }
 
 /// Names become file names, keys of the store and labels of host names (RFC 1123).
-fn mistake_in_name(name: &str) -> Option<&'static str> {
+pub fn mistake_in_name(name: &str) -> Option<&'static str> {
     const LENGTH_MAX: usize = 63;
     let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     if name.is_empty() {

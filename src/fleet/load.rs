@@ -1,12 +1,15 @@
 //! From the files of a commit to a [`Fleet`], with every problem found on the way.
 //!
 //! Three steps: read every file (problems of form), build the fleet from what could be read, check what it says.
-//! PURE. Never: returns a fleet in which an error was found; never: stops at the first.
+//! PURE. Never: returns a fleet in which an error was found, unless the caller is there to mend it; never: stops at the
+//! first.
 
 mod document;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+
+use jiff::Timestamp;
 
 pub(super) use document::Document;
 use document::Reader;
@@ -30,30 +33,80 @@ pub struct Loaded {
 /// # Errors
 /// Every problem of every file that the environment uses, warnings included; at least one is an error.
 pub fn load(tree: &Arc<Tree>, environment: Option<&EnvironmentName>) -> Result<Loaded, Vec<Problem>> {
-    load_knowing_samples(tree, environment, &BTreeSet::new())
+    load_knowing(tree, environment, &Knowing::default())
 }
 
-/// As [`load`], and warns of recipients whose private keys are published as samples.
+/// What the repository does not say itself. A node does not ask for it: it only ever leads to warnings.
+#[derive(Default)]
+pub struct Knowing {
+    /// Recipients whose private keys are published as samples.
+    pub samples: BTreeSet<String>,
+    /// The time, for certificates that expire.
+    pub now: Option<Timestamp>,
+}
+
+/// As [`load`], and warns of what only somebody who knows more can see.
 ///
 /// # Errors
 /// As [`load`].
-pub fn load_knowing_samples(
+pub fn load_knowing(
     tree: &Arc<Tree>,
     environment: Option<&EnvironmentName>,
-    samples: &BTreeSet<String>,
+    knowing: &Knowing,
 ) -> Result<Loaded, Vec<Problem>> {
+    match read_and_check(tree, environment, knowing) {
+        (Some(fleet), warnings) if warnings.iter().all(|problem| problem.severity == Severity::Warning) => {
+            Ok(Loaded { fleet, warnings })
+        }
+        (_, problems) => Err(problems),
+    }
+}
+
+fn read_and_check(
+    tree: &Arc<Tree>,
+    environment: Option<&EnvironmentName>,
+    knowing: &Knowing,
+) -> (Option<Fleet>, Vec<Problem>) {
     let mut reader = Reader { tree, problems: Vec::new(), left_out: BTreeSet::new() };
     let fleet = read(tree, &mut reader, environment);
     let Reader { mut problems, left_out, .. } = reader;
     problems.extend(check::plaintext(tree));
     let Some((documents, topology, fleet)) = fleet else {
-        return Err(problems);
+        return (None, problems);
     };
-    problems.extend(check::check(&documents, &topology, &fleet, &left_out, samples));
-    match problems.iter().any(|problem| problem.severity == Severity::Error) {
-        true => Err(problems),
-        false => Ok(Loaded { fleet, warnings: problems }),
+    problems.extend(check::check(&documents, &topology, &fleet, &left_out, knowing));
+    (Some(fleet), problems)
+}
+
+/// As [`load`], also where errors of these rules are in it: for commands that mend them. They are among the warnings then.
+///
+/// # Errors
+/// As [`load`], if there is an error of another rule.
+pub fn load_despite(
+    tree: &Arc<Tree>,
+    environment: Option<&EnvironmentName>,
+    rules: &[&str],
+) -> Result<Loaded, Vec<Problem>> {
+    let (fleet, problems) = read_and_check(tree, environment, &Knowing::default());
+    let stops = |problem: &Problem| problem.severity == Severity::Error && !rules.contains(&problem.rule);
+    match fleet {
+        Some(fleet) if !problems.iter().any(stops) => Ok(Loaded { fleet, warnings: problems }),
+        _ => Err(problems),
     }
+}
+
+/// What is wrong in `trust/`, and nothing else.
+pub fn trust_problems(tree: &Tree) -> Vec<Problem> {
+    let mut reader = Reader { tree, problems: Vec::new(), left_out: BTreeSet::new() };
+    read_trust(&mut reader);
+    reader.problems
+}
+
+fn read_trust(reader: &mut Reader<'_>) {
+    let (document, policy) = reader.read::<PolicyFile>("trust/policy.toml");
+    let there = reader.tree.get("trust/policy.toml").is_some();
+    let policy = if there { policy } else { Some(PolicyFile::default()) };
+    reader.problems.extend(check::trust(reader.tree, &document, policy.as_ref()));
 }
 
 /// The files of one environment, to point into.
@@ -74,7 +127,7 @@ fn read<'t>(
     wanted: Option<&EnvironmentName>,
 ) -> Option<(Documents<'t>, TopologyFile, Fleet)> {
     let (fleet_document, fleet_file) = required::<FleetFile>(reader, "fleet.toml");
-    reader.read::<PolicyFile>("trust/policy.toml");
+    read_trust(reader);
     // Also of a fleet.toml with mistakes: the other files may have some too.
     let by_default = || fleet_document.text_at(&["default_environment"]).map(EnvironmentName::new);
     let name = wanted.cloned().or_else(by_default)?;
@@ -122,6 +175,8 @@ fn read<'t>(
             sha256: entry.sha256,
             grant: entry.grant,
             recipients: entry.recipients,
+            generate: entry.generate,
+            expires: entry.expires,
             path,
         };
         (name, secret)
@@ -134,6 +189,9 @@ fn read<'t>(
         roles_at: environment_file.roles_at.map(CommitId::new),
         networks: environment_file.networks,
         vips: environment_file.vips,
+        s3: environment_file.s3,
+        mirror_authorities: environment_file.mirror_authorities.map(|file| RepoPath::new(format!("{folder}/{file}"))),
+        agents: environment_file.agents,
         tiers: tiers_of(&topology),
         clusters,
         nodes,
@@ -229,6 +287,7 @@ fn nodes_of(topology: &TopologyFile, os: &str) -> Vec<Node> {
         labels: entry.labels.clone(),
         os: entry.os.clone().unwrap_or_else(|| os.to_owned()),
         recipient: entry.recipient.clone(),
+        more_recipients: entry.recipients.clone(),
         state: entry.state,
     };
     topology.nodes.0.iter().map(node).collect()
@@ -286,7 +345,8 @@ fn clusters_of(
                 tier: entry.tier.clone(),
                 roles: entry.roles.clone(),
                 after: entry.after.clone(),
-                windows: entry.windows.clone(),
+                // Those that cannot be read are told by `check`.
+                windows: entry.windows.iter().filter_map(|window| window.parse().ok()).collect(),
                 restart_epoch: entry.restart_epoch,
                 ids: entry.ids.clone(),
                 members: members.iter().map(|node| node.name.clone()).collect(),

@@ -4,6 +4,7 @@
 //! from one to the other and collects every [`Problem`](problem::Problem); `select` takes one node's part.
 //! PURE. Never: reads a file, opens a secret, renders a template.
 
+pub mod agents;
 pub mod check;
 pub mod load;
 pub mod problem;
@@ -13,6 +14,7 @@ pub mod schemas;
 pub mod select;
 pub mod selector;
 pub mod tree;
+pub mod window;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -47,6 +49,11 @@ pub struct Environment {
     pub networks: BTreeMap<String, String>,
     /// name -> address
     pub vips: BTreeMap<String, String>,
+    /// By name: object stores that artifacts come from.
+    pub s3: BTreeMap<String, schema::BucketEntry>,
+    /// A file in the environment's folder: the authorities of its mirrors.
+    pub mirror_authorities: Option<RepoPath>,
+    pub agents: schema::Agents,
     pub tiers: BTreeMap<String, Tier>,
     /// In order of declaration; so are all lists below, and the order of restarts follows them.
     pub clusters: Vec<Cluster>,
@@ -70,7 +77,8 @@ pub struct Cluster {
     pub roles: Vec<RoleName>,
     /// Clusters whose members report a commit applied before ours take it.
     pub after: Vec<ClusterName>,
-    pub windows: Vec<String>,
+    /// Empty: always.
+    pub windows: Vec<window::Window>,
     pub restart_epoch: u64,
     pub ids: BTreeMap<NodeName, u64>,
     pub members: Vec<NodeName>,
@@ -109,10 +117,56 @@ pub struct Node {
     /// The node's own or the environment's.
     pub os: String,
     pub recipient: Option<String>,
+    /// Keys besides `recipient`, while it goes from one to another.
+    pub more_recipients: Vec<String>,
     pub state: schema::Membership,
 }
 
+/// The group that a node-risk batch of a node without groups claims: lanes of the whole environment.
+pub const LANES: &str = "@environment";
+/// Of the environment's nodes, how many may be at it at a time; at least one.
+const LANES_PERCENT: usize = 10;
+
+impl Group {
+    /// Every name under which it is held.
+    pub fn ids(&self) -> impl Iterator<Item = &GroupId> {
+        std::iter::once(&self.id).chain(&self.aliases)
+    }
+
+    /// Whether it is the environment's lanes, where nobody's health is asked.
+    pub fn is_lanes(&self) -> bool {
+        self.id.as_str() == LANES
+    }
+}
+
+impl Environment {
+    /// Its lanes as a group: the nodes that are in no other, none of which needs another.
+    pub fn lanes(&self) -> Group {
+        let alone = self.nodes.iter().map(|node| &node.name);
+        let alone = alone.filter(|node| !self.groups().any(|group| group.members.contains(node)));
+        Group {
+            id: GroupId::from(LANES),
+            members: alone.cloned().collect(),
+            quorum: schema::Quorum::None,
+            max_unavailable: (self.nodes.len() * LANES_PERCENT / 100).max(1),
+            rank: Vec::new(),
+            conflicts: Vec::new(),
+            aliases: Vec::new(),
+            unit: UnitName::from(""),
+            gate: None,
+            leader: None,
+            settle_secs: 0,
+            role: RoleName::from(""),
+        }
+    }
+}
+
 impl Node {
+    /// Every key that a secret is encrypted to for this node.
+    pub fn recipients(&self) -> impl Iterator<Item = &str> {
+        self.recipient.iter().chain(&self.more_recipients).map(String::as_str)
+    }
+
     /// `debian`, `rhel`: ubuntu is debian; rocky, alma, centos are rhel.
     pub fn os_family(&self) -> &str {
         os_family(&self.os)
@@ -136,7 +190,16 @@ pub struct Secret {
     pub grant: selector::Selector,
     /// Digest of the recipients it is encrypted to.
     pub recipients: String,
+    /// What it is made of, if nobody types it.
+    pub generate: Option<schema::Shape>,
+    /// When its certificate expires.
+    pub expires: Option<jiff::Timestamp>,
     pub path: RepoPath,
+}
+
+/// Where the public half of a secret stands, in clear: an authority's certificate (`crt`), an SSH key's (`pub`).
+pub fn public_path(environment: &EnvironmentName, secret: &SecretName, extension: &str) -> RepoPath {
+    RepoPath::new(format!("environments/{environment}/public/{secret}.{extension}"))
 }
 
 /// `roles/<name>/role.toml`, as written, with defaults filled in.

@@ -64,7 +64,26 @@ rules! {
         "Treat the key as known to others and replace it; keep its successor in secrets/NAME.age.";
     NOT_ENCRYPTED = "not-encrypted",
         "A file that ends in .age is not an age file.",
-        "Treat the value as known to others and replace it; encrypt it with `age`.";
+        "Treat the value as known to others and replace it with `converger secret encrypt NAME`.";
+    // trust
+    SIGNERS_LINE = "signers-line",
+        "A line of trust/allowed_signers does not say which key belongs to which principal.",
+        "Write `PRINCIPAL KEY-TYPE KEY`; keys live from commit to commit, so no dates, patterns or certificates.";
+    BAD_PATTERN = "bad-pattern",
+        "One of a principal's `paths` is no pattern.",
+        "`*` and `?` stay inside one name, `**` is a whole name and crosses folders; no slash at the ends.";
+    BAD_FINGERPRINT = "bad-fingerprint",
+        "A ban does not name a key.",
+        "Write the fingerprint as `ssh-keygen -lf KEY.pub` shows it: SHA256:….";
+    NO_ROOT_KEY = "no-root-key",
+        "Nobody could ever change trust/ or fleet.toml again; nodes refuse such a commit (trust-removed).",
+        "Give the role root to a principal whose key trust/allowed_signers lists; `converger init` does it for a new fleet.";
+    PRINCIPAL_WITHOUT_KEY = "principal-without-key",
+        "trust/policy.toml names a principal that has no key in trust/allowed_signers.",
+        "Add the key, or take the principal out.";
+    KEY_WITHOUT_PRINCIPAL = "key-without-principal",
+        "trust/allowed_signers lists a key of a principal that trust/policy.toml does not name.",
+        "Add the principal, or take the key out.";
     // names
     BAD_NAME = "bad-name",
         "A name has other characters than lowercase letters, digits and dashes, or is reserved.",
@@ -125,6 +144,9 @@ rules! {
     MAX_UNAVAILABLE_ZERO = "max-unavailable-zero",
         "A group whose `max_unavailable` is 0 could never restart anything.",
         "Say 1 or more; to keep it from moving use a maintenance window or a freeze.";
+    BAD_WINDOW = "bad-window",
+        "A maintenance window cannot be read, or the windows of a node's clusters never open together.",
+        "Write `Sat 02:00-04:00`, `Mon-Fri 22:00-04:00`, `Tue,Thu 01:00-02:00`, or `02:00-04:00` for every day; times are UTC.";
     QUORUM_IMPOSSIBLE = "quorum-impossible",
         "A group cannot spare as many members as it says and still have a majority.",
         "Lower `max_unavailable`, add members, or say quorum = \"none\" if losing it for a moment is acceptable.";
@@ -187,6 +209,30 @@ rules! {
     VERSION_WITHOUT_DIGEST = "version-without-digest",
         "An artifact is used whose version has no sha256 or no urls.",
         "Add them to versions.toml.";
+    UNKNOWN_ARCHIVE = "unknown-archive",
+        "What an artifact's archive is called is of no form that is unpacked, or is no name.",
+        "Say `file` in versions.toml, or take an archive of another form.";
+    BAD_URL = "bad-url",
+        "A url is of an unknown scheme, has credentials in it, or is none.",
+        "Write https://, http://, file:/// or s3://bucket/key; credentials belong into a secret.";
+    UNKNOWN_BUCKET = "unknown-bucket",
+        "A url names a bucket that environment.toml does not have.",
+        "Correct the name, or add [s3.BUCKET] with endpoint, region and secret.";
+    BAD_BUCKET = "bad-bucket",
+        "A bucket's endpoint is no address of a server, or its region no name.",
+        "Write the endpoint as in https://s3.example.internal:9000.";
+    BAD_AUTHORITIES = "bad-authorities",
+        "`mirror_authorities` names no file of the environment with certificates.",
+        "Put the PEM file into the environment's folder and name it as it lies there.";
+    BAD_VERSION = "bad-version",
+        "The version of the agent cannot be the name of a folder on the nodes.",
+        "Write it as `converger --version` says it: digits, letters and `.+~-`, a digit first.";
+    AGENT_PACE = "agent-pace",
+        "`[agents]` asks for a pace at which the agents cannot be updated safely.",
+        "Keep `at_a_time_percent` between 1 and 100 and `trial_secs` between 10 and 3600.";
+    OWN_UNIT = "own-unit",
+        "A role declares the agent's own unit: its restart would end the run that does it.",
+        "Leave converger.service to the package; another version of the agent is the component converger of versions.toml.";
     BAD_DIGEST = "bad-digest",
         "A digest is not a SHA-256 in hex.",
         "Write 64 lowercase hex digits.";
@@ -196,22 +242,28 @@ rules! {
     ACTION_WITHOUT_GUARD = "action-without-guard",
         "An action does not say how to tell that it is done.",
         "Add `creates` or `unless`.";
+    CLUSTER_ACTION = "cluster-action",
+        "An action for the whole cluster is declared so that one member could not run it for all.",
+        "Tell by `unless` whether the cluster still needs it; no `creates`, no `before`, and in a role that clusters bring.";
     EMPTY_COMMAND = "empty-command",
         "A command has no words.",
         "Write it as a list: [\"program\", \"argument\"].";
     SINGLETON_LEASE = "singleton-lease",
         "A singleton's lease is missing, or too short for its stop to fit into the last third.",
-        "Raise `lease_secs` to three times `stop_secs_max` or more.";
+        "Raise `lease_secs` to three times `stop_secs_max` or more, and to 15 at least.";
+    SINGLETON = "singleton",
+        "A singleton is declared so that one node of a cluster could not run it alone.",
+        "Let it be a service of a role that clusters bring: not enabled, in no group, without steps.";
     // secrets
     UNKNOWN_SECRET = "unknown-secret",
         "A secret is named that secrets.toml does not have.",
-        "Correct the name, or make it: encrypt it with `age` and add its entry.";
+        "Correct the name, or make it with `converger secret encrypt NAME`.";
     SECRET_NOT_GRANTED = "secret-not-granted",
         "A node needs a secret that is not granted to it.",
-        "Widen `grant` in secrets.toml, then encrypt it anew to the larger set.";
+        "Widen `grant` in secrets.toml, then `converger secret rekey`.";
     SECRET_MISSING_FILE = "secret-missing-file",
         "A secret of secrets.toml has no .age file.",
-        "Make it with `age`; or take the entry out.";
+        "Make it with `converger secret encrypt NAME`, or take the entry out.";
     SECRET_NOT_LISTED = "secret-not-listed",
         "An .age file has no entry in secrets.toml: no node can use it.",
         "Add the entry, or remove the file.";
@@ -220,7 +272,13 @@ rules! {
         "Find out who changed it; if it was meant, put its new `sha256` into secrets.toml.";
     SECRET_RECIPIENTS = "secret-recipients",
         "A secret is encrypted to others than those who are granted it now.",
-        "Encrypt it anew to the nodes that are granted it and the operators.";
+        "Run `converger secret rekey`: it encrypts the same value anew to the nodes that are granted it and the operators.";
+    STALE_RECIPIENT = "stale-recipient",
+        "A secret can still be opened by somebody who is not granted it any more.",
+        "Run `converger secret rekey`, and give it another value with `converger secret rotate NAME`: they know this one.";
+    SECRET_COPIED = "secret-copied",
+        "Two secrets are one and the same encrypted file: one took the other's place, or was copied.",
+        "Give each its own with `converger secret encrypt NAME`; a file is never made by copying another.";
     NODE_WITHOUT_RECIPIENT = "node-without-recipient",
         "A node is granted a secret but has no key to read it with.",
         "Make a key on the node (`age-keygen`) and put its public half into topology.toml as `recipient`.";
@@ -233,6 +291,15 @@ rules! {
     SAMPLE_RECIPIENT = "sample-recipient",
         "A recipient belongs to a throw-away sample whose private key everybody has.",
         "Replace it by the node's or operator's own key before anything real is encrypted to it.";
+    BAD_SHAPE = "bad-shape",
+        "A secret's `generate` lacks what its kind needs, or has what its kind cannot have.",
+        "Write it as the message says; schemas/secrets.json explains every key.";
+    AUTHORITY_GRANTED = "authority-granted",
+        "The key of a certificate authority is granted to nodes: who has it signs certificates for everybody.",
+        "Write `grant = []`: the operators can open it. Nodes get its certificate, which is public.";
+    CERTIFICATE_EXPIRES = "certificate-expires",
+        "A certificate expires within 30 days, or has expired.",
+        "`converger secret generate --due 30` makes new ones; bring those made elsewhere with `converger secret import`.";
 }
 
 /// The rule with this id.

@@ -6,11 +6,12 @@
 use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::selector::Selector;
-use crate::name::{ClusterName, EnvironmentName, GroupId, NodeName, RoleName, UnitName};
+use crate::name::{ClusterName, EnvironmentName, GroupId, NodeName, RoleName, SecretName, UnitName};
 use crate::resource::action::Scope;
+use crate::resource::artifact::file_of;
 use crate::resource::file::Policy;
 use crate::resource::unit::Wanted;
 
@@ -36,7 +37,7 @@ pub struct FleetFile {
     pub guards: Guards,
 }
 
-#[derive(Deserialize, JsonSchema, Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[serde(rename_all = "kebab-case")]
 pub enum TrustPolicy {
     /// The ordinary pull-request flow on one branch.
@@ -103,7 +104,7 @@ fn everything() -> Vec<String> {
     vec!["**".to_owned()]
 }
 
-#[derive(Deserialize, JsonSchema, Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, PartialEq, Eq, Debug)]
 #[serde(rename_all = "kebab-case")]
 pub enum PrincipalRole {
     /// May change `trust/` and `fleet.toml`.
@@ -144,6 +145,45 @@ pub struct EnvironmentFile {
     /// By name: an address that moves between nodes.
     #[serde(default)]
     pub vips: BTreeMap<String, String>,
+    /// By bucket: S3-compatible stores that `s3://bucket/key` in versions.toml stands for.
+    #[serde(default)]
+    pub s3: BTreeMap<String, BucketEntry>,
+    /// PEM file in the environment's folder: the only authorities that https mirrors are believed by. Default: the system's.
+    #[serde(default)]
+    pub mirror_authorities: Option<String>,
+    /// How the nodes take another version of the agent (component `converger` of `versions.toml`).
+    #[serde(default)]
+    pub agents: Agents,
+}
+
+/// An S3-compatible bucket that artifacts come from.
+#[derive(Deserialize, JsonSchema, Clone, PartialEq, Eq, Debug)]
+#[serde(deny_unknown_fields)]
+pub struct BucketEntry {
+    /// `https://s3.example.internal:9000`; the bucket's name becomes part of the path.
+    pub endpoint: String,
+    /// As the server calls it; many want `us-east-1`.
+    pub region: String,
+    /// Secret with the key id and the secret key: `id:key`, or a line each. Granted to every node that needs it.
+    pub secret: SecretName,
+}
+
+/// The order and the pace in which agents are updated.
+#[derive(Deserialize, JsonSchema, Clone, PartialEq, Eq, Debug)]
+#[serde(deny_unknown_fields, default)]
+pub struct Agents {
+    /// Nodes that go first; the others wait until all of them run the new agent settled. Default: nobody.
+    pub canaries: Selector,
+    /// How many percent of the nodes may have an agent on trial at once; at least one node. Default: 10.
+    pub at_a_time_percent: u64,
+    /// Seconds in which a new agent must complete one whole run, or the one before it is back. Default: 300.
+    pub trial_secs: u64,
+}
+
+impl Default for Agents {
+    fn default() -> Self {
+        Self { canaries: Selector::Any(Vec::new()), at_a_time_percent: 10, trial_secs: 300 }
+    }
 }
 
 /// `environments/<env>/topology.toml`: who and how many.
@@ -210,7 +250,7 @@ pub struct ClusterEntry {
     /// Clusters whose members report a commit applied before these take it.
     #[serde(default)]
     pub after: Vec<ClusterName>,
-    /// Maintenance windows, UTC: `Sat 02:00-04:00`. Empty: always.
+    /// Maintenance windows, UTC: `Sat 02:00-04:00`, `Mon-Fri 22:00-04:00`, `02:00-04:00`. Empty: always.
     #[serde(default)]
     pub windows: Vec<String>,
     /// Raised by one, restarts the units of this cluster's roles, member by member.
@@ -273,6 +313,9 @@ pub struct NodeEntry {
     /// The node's own age or SSH public key.
     #[serde(default)]
     pub recipient: Option<String>,
+    /// More keys of the node, while it goes from one to another: secrets are encrypted to all of them.
+    #[serde(default)]
+    pub recipients: Vec<String>,
     /// Default: active.
     #[serde(default)]
     pub state: Membership,
@@ -311,9 +354,12 @@ pub struct Version {
     /// Hex SHA-256 of the archive; needed once a role declares the artifact.
     #[serde(default)]
     pub sha256: Option<String>,
-    /// Tried in order.
+    /// Tried in order: `https://`, `http://`, `file:///`, `s3://bucket/key`.
     #[serde(default)]
     pub urls: Vec<String>,
+    /// What the archive is called, which tells its form. Default: the last part of the first url.
+    #[serde(default)]
+    pub file: Option<String>,
     /// Where an OS (family or exact) differs.
     #[serde(default)]
     pub os: BTreeMap<String, VersionOverride>,
@@ -325,6 +371,8 @@ pub struct Pinned<'a> {
     pub version: &'a str,
     pub sha256: Option<&'a str>,
     pub urls: &'a [String],
+    /// What the archive is called. Empty: nothing tells.
+    pub file: &'a str,
 }
 
 impl Version {
@@ -332,10 +380,13 @@ impl Version {
     pub fn on(&self, os: &str) -> Pinned<'_> {
         let overrides = [self.os.get(os), self.os.get(super::os_family(os))];
         let overrides = || overrides.into_iter().flatten();
+        let urls = overrides().find_map(|other| other.urls.as_deref()).unwrap_or(&self.urls);
+        let file = overrides().find_map(|other| other.file.as_deref()).or(self.file.as_deref());
         Pinned {
             version: overrides().find_map(|other| other.version.as_deref()).unwrap_or(&self.version),
             sha256: overrides().find_map(|other| other.sha256.as_deref()).or(self.sha256.as_deref()),
-            urls: overrides().find_map(|other| other.urls.as_deref()).unwrap_or(&self.urls),
+            urls,
+            file: file.unwrap_or_else(|| urls.first().map_or("", |url| file_of(url))),
         }
     }
 }
@@ -352,6 +403,9 @@ pub struct VersionOverride {
     /// In place of those for all.
     #[serde(default)]
     pub urls: Option<Vec<String>>,
+    /// In place of the one for all.
+    #[serde(default)]
+    pub file: Option<String>,
 }
 
 /// `variables.toml`: values for templates, over `roles/<role>/defaults.toml`. Tables merge, arrays replace, later wins:
@@ -392,14 +446,77 @@ pub struct SecretsFile {
 #[derive(Deserialize, JsonSchema, Clone, Debug)]
 #[serde(deny_unknown_fields)]
 pub struct SecretEntry {
-    /// Raised when the value changes; restarts follow it, never the ciphertext.
+    /// Raised when the value changes; restarts follow it, never the ciphertext. Left out until the secret is made.
+    #[serde(default)]
     pub version: u64,
-    /// Hex SHA-256 of the .age file.
+    /// Hex SHA-256 of the .age file. Left out until the secret is made.
+    #[serde(default)]
     pub sha256: String,
     /// Nodes that may read it.
     pub grant: Selector,
-    /// Hex SHA-256 of the sorted recipients it is encrypted to, each followed by a newline.
+    /// Hex SHA-256 of the sorted recipients it is encrypted to, each followed by a newline. Left out until the secret is
+    /// made.
+    #[serde(default)]
     pub recipients: String,
+    /// What `converger secret generate` makes it of. Default: nothing, somebody gives the value.
+    #[serde(default)]
+    pub generate: Option<Shape>,
+    /// When its certificate expires, RFC 3339. Written by the commands that make or import certificates.
+    #[serde(default, deserialize_with = "moment")]
+    #[schemars(with = "Option<String>")]
+    pub expires: Option<jiff::Timestamp>,
+}
+
+fn moment<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<jiff::Timestamp>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    let wrong = |_| format!("{text:?} is no date and time; expected one as in 2027-01-31T10:00:00Z");
+    text.parse().map(Some).map_err(wrong).map_err(serde::de::Error::custom)
+}
+
+/// What a secret that nobody types is made of.
+#[derive(Deserialize, JsonSchema, Clone, PartialEq, Eq, Debug)]
+#[serde(deny_unknown_fields)]
+pub struct Shape {
+    /// What it is.
+    pub kind: ShapeKind,
+    /// `password`: characters. Default: 32.
+    #[serde(default)]
+    pub length: Option<usize>,
+    /// `password`: the characters to choose from. Default: letters and digits.
+    #[serde(default)]
+    pub alphabet: Option<String>,
+    /// `hex`, `base64`: how many random bytes are written so. Default: 32.
+    #[serde(default)]
+    pub bytes: Option<usize>,
+    /// `tls`: the secret with the key of the authority that signs it.
+    #[serde(default)]
+    pub ca: Option<crate::name::SecretName>,
+    /// `tls`: DNS names, besides the node's own if it is granted to exactly one node.
+    #[serde(default)]
+    pub names: Vec<String>,
+    /// `tls`: IP addresses, or names of `vips`, besides the node's own if it is granted to exactly one node.
+    #[serde(default)]
+    pub ips: Vec<String>,
+    /// `ca`, `tls`: how long the certificate is valid. Default: 3650 and 365, and never longer than its authority's.
+    #[serde(default)]
+    pub days: Option<u32>,
+}
+
+#[derive(Deserialize, JsonSchema, Clone, Copy, PartialEq, Eq, Debug)]
+#[serde(rename_all = "kebab-case")]
+pub enum ShapeKind {
+    /// Characters of an alphabet.
+    Password,
+    /// Random bytes in hex.
+    Hex,
+    /// Random bytes in base64.
+    Base64,
+    /// An ed25519 key as OpenSSH writes it; its public half goes to `public/NAME.pub` of the environment.
+    Ssh,
+    /// The key of a certificate authority, granted to no node; its certificate goes to `public/NAME.crt`.
+    Ca,
+    /// Private key, certificate and its chain in one PEM, for servers and clients.
+    Tls,
 }
 
 /// `roles/<role>/role.toml`: what a node with this role must look like.
@@ -466,7 +583,7 @@ pub struct Package {
     /// Empty: any.
     #[serde(default)]
     pub version: String,
-    /// Kept from being upgraded by others.
+    /// Kept from being upgraded by others. Otherwise a hold that is there is released.
     #[serde(default)]
     pub hold: bool,
     /// Which of the role's nodes. Default: all.
@@ -560,9 +677,9 @@ fn root() -> String {
 #[derive(Deserialize, JsonSchema, Clone, PartialEq, Eq, Debug)]
 #[serde(deny_unknown_fields)]
 pub struct Validate {
-    /// Argument list; `{}` is the candidate.
+    /// Argument list; `{}` is the candidate. It sees all candidates of its batch in place, changes nothing and has no network.
     pub run: Vec<String>,
-    /// Default: an unprivileged user.
+    /// Default: an unprivileged user; the owner of a file with secrets.
     #[serde(default)]
     pub user: String,
     /// Exit codes that mean that it is good.
@@ -615,10 +732,10 @@ pub struct Unit {
     /// A reload takes the hold too, unless it is known to be harmless.
     #[serde(default = "yes")]
     pub reload_hold: bool,
-    /// Exactly one of the cluster's candidates runs it.
+    /// One node of the cluster runs it at a time (the manual's page on singletons).
     #[serde(default)]
     pub singleton: bool,
-    /// Singletons only.
+    /// Singletons only: how long it may take until another node may run it; it is stopped in time.
     #[serde(default)]
     pub lease_secs: Option<u64>,
     /// Which of the role's nodes. Default: all.

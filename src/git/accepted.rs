@@ -84,7 +84,7 @@ fn unsealed(bytes: &[u8]) -> Option<Copy> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::trust::Signer;
+    use crate::trust::{Acceptance, Signer};
 
     fn at(seq: u64) -> Accepted {
         Accepted {
@@ -94,7 +94,7 @@ mod tests {
             payload_sha256: String::new(),
             seq,
             subject: "s".into(),
-            signer: Signer { principal: "p".into(), fingerprint: "SHA256:x".into() },
+            acceptance: Acceptance::Signed(Signer { principal: "p".into(), fingerprint: "SHA256:x".into() }),
         }
     }
 

@@ -1,7 +1,7 @@
 //! From a remote's address to objects in the quarantine: everything that foreign bytes pass through.
 //!
 //! libgit2 speaks the protocol and unpacks; the connections are ours: TLS by `https`, the system's ssh by `ssh`. It is
-//! one function, [`fetch`], so that it can run in a process without privileges. Never: a scheme that trust.toml did
+//! one function, [`fetch`], which the child calls inside its sandbox. Never: a scheme that trust.toml did
 //! not parse, a redirect, a credential in an address, tags, a second branch.
 
 use std::cell::RefCell;
@@ -116,6 +116,13 @@ pub(super) fn prepare() {
         }
         .expect("each scheme is registered once");
     });
+}
+
+/// In a child: repositories belong to whom they belong, and no configuration of theirs starts anything here.
+#[allow(unsafe_code)] // libgit2's global option, as above
+pub(super) fn trust_owners() {
+    // SAFETY: called by the one thread of a child, before any repository is opened. It cannot fail.
+    let _ = unsafe { git2::opts::set_verify_owner_validation(false) };
 }
 
 struct Ours;

@@ -7,9 +7,10 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::Arc;
 
-use git2::{ObjectType, Odb, Oid};
+use git2::{ObjectType, Oid};
 
 use super::GitError;
+use super::objects::{Objects, Within};
 use crate::fleet::problem::Problem;
 use crate::fleet::tree::Tree;
 use crate::name::{CommitId, RepoPath};
@@ -39,7 +40,7 @@ impl Entry {
 }
 
 /// Entries in the order in which they are written; `None` if the bytes are no tree.
-fn parse(mut bytes: &[u8]) -> Option<Vec<Entry>> {
+pub(super) fn parse(mut bytes: &[u8]) -> Option<Vec<Entry>> {
     let mut entries = Vec::new();
     while !bytes.is_empty() {
         let space = bytes.iter().position(|byte| *byte == b' ')?;
@@ -55,22 +56,22 @@ fn parse(mut bytes: &[u8]) -> Option<Vec<Entry>> {
     Some(entries)
 }
 
-pub(super) fn entries(odb: &Odb<'_>, id: Oid) -> Result<Vec<Entry>, GitError> {
-    let object = odb.read(id).map_err(|source| GitError::Object { id: id.to_string(), source })?;
-    let parsed = (object.kind() == ObjectType::Tree).then(|| parse(object.data())).flatten();
+pub(super) fn entries(objects: &Objects<'_>, id: Oid) -> Result<Vec<Entry>, GitError> {
+    let object = objects.read(id)?;
+    let parsed = (object.kind == ObjectType::Tree).then(|| parse(&object.bytes)).flatten();
     parsed.ok_or_else(|| GitError::NotATree { id: id.to_string() })
 }
 
 /// Paths that differ between two trees. Names are taken as they are: a tree that cannot be loaded can still be passed
 /// over on the way to one that can.
-pub(super) fn changed(odb: &Odb<'_>, old: Oid, new: Oid, limits: &Limits) -> Result<Vec<RepoPath>, GitError> {
-    let mut difference = Difference { odb, limits, seen: 0, paths: Vec::new() };
+pub(super) fn changed(objects: &Objects<'_>, old: Oid, new: Oid, limits: &Limits) -> Result<Vec<RepoPath>, GitError> {
+    let mut difference = Difference { objects, limits, seen: 0, paths: Vec::new() };
     difference.folders(Some(old), Some(new), "", 0)?;
     Ok(difference.paths)
 }
 
 struct Difference<'a> {
-    odb: &'a Odb<'a>,
+    objects: &'a Objects<'a>,
     limits: &'a Limits,
     /// Entries looked at: a small pack can hold a tree that unfolds into billions.
     seen: usize,
@@ -85,7 +86,7 @@ impl Difference<'_> {
         // By name, everything of that name: duplicates differ as soon as one of them does.
         let mut sides: BTreeMap<Vec<u8>, [Vec<Entry>; 2]> = BTreeMap::new();
         for (side, id) in [old, new].into_iter().enumerate() {
-            for entry in id.map_or(Ok(Vec::new()), |id| entries(self.odb, id))? {
+            for entry in id.map_or(Ok(Vec::new()), |id| entries(self.objects, id))? {
                 self.seen += 1;
                 sides.entry(entry.name.clone()).or_default()[side].push(entry);
             }
@@ -116,34 +117,32 @@ impl Difference<'_> {
 }
 
 /// The one regular file at `path`, if it is there exactly once and not larger than `max` bytes.
-pub(super) fn file(odb: &Odb<'_>, tree: Oid, path: &str, max: u64) -> Result<Option<Arc<[u8]>>, GitError> {
-    let Some(entry) = entry_at(odb, tree, path)?.filter(Entry::is_file) else {
+pub(super) fn file(objects: &Objects<'_>, tree: Oid, path: &str, max: u64) -> Result<Option<Arc<[u8]>>, GitError> {
+    let Some(entry) = entry_at(objects, tree, path)?.filter(Entry::is_file) else {
         return Ok(None);
     };
-    let missing = |source| GitError::Object { id: entry.id.to_string(), source };
-    let (size, kind) = odb.read_header(entry.id).map_err(missing)?;
-    if size as u64 > max || kind != ObjectType::Blob {
-        return Ok(None);
+    match objects.read_within(entry.id, max)? {
+        Within::Whole(object) if object.kind == ObjectType::Blob => Ok(Some(Arc::from(object.bytes))),
+        _ => Ok(None),
     }
-    Ok(Some(Arc::from(odb.read(entry.id).map_err(missing)?.data())))
 }
 
 /// What stands at `path`, if exactly one thing does.
-pub(super) fn entry_at(odb: &Odb<'_>, tree: Oid, path: &str) -> Result<Option<Entry>, GitError> {
+pub(super) fn entry_at(objects: &Objects<'_>, tree: Oid, path: &str) -> Result<Option<Entry>, GitError> {
     let (name, rest) = path.split_once('/').map_or((path, None), |(name, rest)| (name, Some(rest)));
-    let mut named: Vec<Entry> = entries(odb, tree)?;
+    let mut named: Vec<Entry> = entries(objects, tree)?;
     named.retain(|entry| entry.name == name.as_bytes());
     match (named.pop(), named.is_empty(), rest) {
-        (Some(folder), true, Some(rest)) if folder.is_folder() => entry_at(odb, folder.id, rest),
+        (Some(folder), true, Some(rest)) if folder.is_folder() => entry_at(objects, folder.id, rest),
         (Some(entry), true, None) => Ok(Some(entry)),
         _ => Ok(None),
     }
 }
 
 /// Every file of a commit's tree; all problems, not the first.
-pub(super) fn load(odb: &Odb<'_>, commit: &CommitId, root: Oid, limits: &Limits) -> Result<Tree, GitError> {
+pub(super) fn load(objects: &Objects<'_>, commit: &CommitId, root: Oid, limits: &Limits) -> Result<Tree, GitError> {
     let mut loading = Loading {
-        odb,
+        objects,
         limits,
         seen: 0,
         bytes: 0,
@@ -156,7 +155,7 @@ pub(super) fn load(odb: &Odb<'_>, commit: &CommitId, root: Oid, limits: &Limits)
 }
 
 struct Loading<'a> {
-    odb: &'a Odb<'a>,
+    objects: &'a Objects<'a>,
     limits: &'a Limits,
     seen: usize,
     bytes: u64,
@@ -172,7 +171,7 @@ impl Loading<'_> {
             return Err(GitError::limit("depth", self.limits.depth, above));
         }
         let mut names = std::collections::HashSet::new();
-        for entry in entries(self.odb, id)? {
+        for entry in entries(self.objects, id)? {
             self.seen += 1;
             if self.seen > self.limits.entries {
                 return Err(GitError::limit("entries", self.limits.entries, above));
@@ -201,23 +200,24 @@ impl Loading<'_> {
         let bytes = match self.blobs.get(&id) {
             Some(bytes) => bytes.clone(),
             None => {
-                let missing = |source| GitError::Object { id: id.to_string(), source };
-                let (size, kind) = self.odb.read_header(id).map_err(missing)?;
-                if size as u64 > self.limits.blob_mib << 20 {
-                    let what =
-                        format!("{size} bytes are more than the {} MiB of [limits] blob_mib", self.limits.blob_mib);
-                    self.problem("file-too-big", &path, &what);
-                    return Ok(());
-                }
-                if kind != ObjectType::Blob {
+                let object = match self.objects.read_within(id, self.limits.blob_mib << 20)? {
+                    Within::Whole(object) => object,
+                    Within::Larger(size) => {
+                        let max = self.limits.blob_mib;
+                        let what = format!("{size} bytes are more than the {max} MiB of [limits] blob_mib");
+                        self.problem("file-too-big", &path, &what);
+                        return Ok(());
+                    }
+                };
+                if object.kind != ObjectType::Blob {
                     self.problem("bad-tree", &path, "the object behind this file is no file");
                     return Ok(());
                 }
-                self.bytes += size as u64;
+                self.bytes += object.bytes.len() as u64;
                 if self.bytes > self.limits.pack_mib << 20 {
                     return Err(GitError::limit("pack_mib", self.limits.pack_mib as usize, &path));
                 }
-                let bytes: Arc<[u8]> = Arc::from(self.odb.read(id).map_err(missing)?.data());
+                let bytes: Arc<[u8]> = Arc::from(object.bytes);
                 self.blobs.insert(id, bytes.clone());
                 bytes
             }

@@ -1,43 +1,59 @@
 //! Previous contents of what is replaced or removed: `/var/lib/converger/backups/<path>/<time>`.
 //!
 //! Whatever was there is kept, whoever wrote it: that needs no memory of who did, and a second copy of our own costs
-//! little. The last ten of each path stay, of files with secrets the last one. Never: readable by others than root.
+//! little. The last ten of each path stay; of a file with secrets the last one that somebody else wrote, and when the
+//! secret is another one, or none, no copy of the old one is made and the earlier go. Never: readable by others than root.
 
+use std::ffi::{CString, OsStr};
 use std::fs::File;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
+use zeroize::Zeroizing;
 
 use super::HostError;
 use super::root::{Directory, Root, file, split};
 use crate::clock::Clock;
 use crate::name::HostPath;
 use crate::resource::Digest;
+use crate::resource::file::Previous;
 
-pub const KEPT_MAX: usize = 10;
-const BACKUPS: &str = "/var/lib/converger/backups";
+const KEPT_MAX: usize = 10;
+pub const BACKUPS: &str = "/var/lib/converger/backups";
 
-/// Copies that are written and not yet durable.
+/// Copies that are written and not yet durable, held open: up to so many one by one, beyond that as one mount.
 #[derive(Default)]
 pub struct Backups {
     written: Vec<File>,
     /// Where something was put: copies, and directories made for them.
     directories: Vec<OwnedFd>,
+    /// More than are held open.
+    many: bool,
 }
 
+/// Up to here an fsync for each is cheaper than a syncfs, which also waits for what others wrote.
+const HELD_MAX: usize = 64;
+
 impl Backups {
-    /// Copies what is at `path`, unless nothing is, or what is there is `same` as what comes; and forgets all but the
-    /// `newest` copies.
+    /// Copies what is at `path`, unless nothing is, or what is there is `same` as what comes; and forgets what `previous`
+    /// says of the earlier copies.
     pub fn keep(
         &mut self,
         root: &Root,
         clock: &dyn Clock,
         path: &HostPath,
         same: Option<Digest>,
-        newest: usize,
+        previous: Previous,
     ) -> Result<(), HostError> {
         let path = path.as_str();
+        let newest = match previous {
+            Previous::Kept => KEPT_MAX,
+            Previous::KeptOnce => 1,
+            Previous::Gone => return self.forget(root, path),
+        };
         let (parent, name) = split(path)?;
         let Some(directory) = root.directory(parent)? else { return Ok(()) };
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::NOCTTY | OFlags::CLOEXEC;
@@ -57,6 +73,25 @@ impl Backups {
         prune(&shelf, newest, path)?;
         self.written.push(copy);
         self.directories.push(shelf.fd);
+        self.hold_few();
+        Ok(())
+    }
+
+    /// One descriptor is enough to sync a mount by, and there are only so many.
+    fn hold_few(&mut self) {
+        if self.many || self.written.len() + self.directories.len() > HELD_MAX {
+            self.many = true;
+            self.written.clear();
+            self.directories.truncate(1);
+        }
+    }
+
+    fn forget(&mut self, root: &Root, path: &str) -> Result<(), HostError> {
+        if let Some(shelf) = root.directory(&format!("{BACKUPS}{path}"))? {
+            prune(&shelf, 0, path)?;
+            self.directories.push(shelf.fd);
+            self.hold_few();
+        }
         Ok(())
     }
 
@@ -76,9 +111,9 @@ impl Backups {
         Ok(shelf)
     }
 
-    pub fn make_durable(self, fsync_files_max: usize) -> Result<(), HostError> {
-        if self.written.len() > fsync_files_max
-            && let Some(any) = self.written.first()
+    pub fn make_durable(self) -> Result<(), HostError> {
+        if self.many
+            && let Some(any) = self.directories.first()
         {
             return rustix::fs::syncfs(any).map_err(file("sync", BACKUPS));
         }
@@ -92,12 +127,21 @@ impl Backups {
     }
 }
 
+/// Where previous contents of `path` lie, the oldest first.
+pub fn backups(root: &Path, path: &HostPath) -> Result<Vec<PathBuf>, HostError> {
+    let shelf = format!("{BACKUPS}{path}");
+    let Some(directory) = Root::open(root)?.directory(&shelf)? else { return Ok(Vec::new()) };
+    let names = copies(&directory, path.as_str())?;
+    let below = root.join(shelf.trim_start_matches('/'));
+    Ok(names.iter().map(|name| below.join(OsStr::from_bytes(name.to_bytes()))).collect())
+}
+
 fn digest(file: &mut File) -> std::io::Result<Option<Digest>> {
     use sha2::Digest as _;
     let mut hash = sha2::Sha256::new();
-    let mut buffer = [0; 16 * 1024];
+    let mut buffer = Zeroizing::new([0; 16 * 1024]);
     loop {
-        match std::io::Read::read(file, &mut buffer)? {
+        match std::io::Read::read(file, buffer.as_mut_slice())? {
             0 => break,
             count => hash.update(&buffer[..count]),
         }
@@ -122,6 +166,17 @@ fn create(shelf: &Directory, clock: &dyn Clock, path: &str) -> Result<File, Host
 }
 
 fn prune(shelf: &Directory, newest: usize, path: &str) -> Result<(), HostError> {
+    let copies = copies(shelf, path)?;
+    let old = copies.len().saturating_sub(newest);
+    for name in &copies[..old] {
+        rustix::fs::unlinkat(&shelf.fd, name.as_c_str(), AtFlags::empty())
+            .map_err(file("prune the backups of", path))?;
+    }
+    Ok(())
+}
+
+/// Their names are their times.
+fn copies(shelf: &Directory, path: &str) -> Result<Vec<CString>, HostError> {
     let mut copies = Vec::new();
     for entry in rustix::fs::Dir::read_from(&shelf.fd).map_err(file("read the backups of", path))? {
         let entry = entry.map_err(file("read the backups of", path))?;
@@ -131,10 +186,5 @@ fn prune(shelf: &Directory, newest: usize, path: &str) -> Result<(), HostError> 
         }
     }
     copies.sort_unstable();
-    let old = copies.len().saturating_sub(newest);
-    for name in &copies[..old] {
-        rustix::fs::unlinkat(&shelf.fd, name.as_c_str(), AtFlags::empty())
-            .map_err(file("prune the backups of", path))?;
-    }
-    Ok(())
+    Ok(copies)
 }

@@ -3,8 +3,7 @@
 //! A program gets its own process group; whoever is left in it when the program ends, or when its time is over, is
 //! killed. Never: a shell, a terminal, an inherited environment or descriptor, an unbounded wait.
 
-use std::io::Read;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Stdio};
 use std::time::Duration;
@@ -13,17 +12,18 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 
 use super::HostError;
+pub use super::pipe::KEPT_BYTES_MAX;
+use super::pipe::Pipe;
 use crate::clock::{Clock, SystemClock};
 
-/// Of stdout and of stderr each; the rest is read and forgotten.
-pub const KEPT_BYTES_MAX: usize = 64 * 1024;
-const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// A program to run in `/`, with nothing on its stdin.
 pub struct Command<'a> {
     /// The program and its arguments; a bare name is looked for in the system's own directories.
     pub argv: &'a [String],
-    /// By name; empty: as whom we run. Another user's program gets that user's own group and no further ones.
+    /// By name; empty: as whom we run. As a plain child, another user's program gets that user's own group and no further
+    /// ones; as a unit (`programs`), the groups that any service of that user gets.
     pub user: &'a str,
     pub within: Duration,
 }
@@ -55,7 +55,7 @@ impl Output {
 impl Command<'_> {
     /// Runs it to its end, whatever its exit code. Errors: it cannot be started, or its time was over.
     pub fn run(&self) -> Result<Output, HostError> {
-        let failed = |why: String| HostError::Command { command: self.argv.join(" "), why };
+        let failed = |why: String| self.failed(why);
         let mut child = self.spawn()?;
         let mut stdout = child.stdout.take().map(OwnedFd::from).map(Pipe::new);
         let mut stderr = child.stderr.take().map(OwnedFd::from).map(Pipe::new);
@@ -64,7 +64,7 @@ impl Command<'_> {
         let _ = kill_process_group(Pid::from_child(&child), Signal::KILL);
         let status = child.wait().map_err(|error| failed(error.to_string()))?;
         if !ended.map_err(|error| failed(error.to_string()))? {
-            return Err(failed(format!("it did not end within {} s and was killed", self.within.as_secs_f32())));
+            return Err(self.too_long());
         }
         Ok(Output {
             exit: status.code().or(status.signal().map(|signal| 128 + signal)).unwrap_or(-1),
@@ -79,25 +79,37 @@ impl Command<'_> {
         if output.exit == 0 {
             return Ok(output);
         }
-        let why = format!("exit {}: {}", output.exit, output.tail());
-        Err(HostError::Command { command: self.argv.join(" "), why })
+        Err(self.failed(format!("exit {}: {}", output.exit, output.tail())))
+    }
+
+    pub fn failed(&self, why: String) -> HostError {
+        HostError::Command { command: self.argv.join(" "), why }
+    }
+
+    pub fn too_long(&self) -> HostError {
+        self.failed(format!("it did not end within {} s and was killed", self.within.as_secs_f32()))
+    }
+
+    /// Whom `user` names, if somebody else than us. Errors: nobody has that name here.
+    pub fn account(&self) -> Result<Option<nix::unistd::User>, HostError> {
+        if self.user.is_empty() {
+            return Ok(None);
+        }
+        let user = nix::unistd::User::from_name(self.user).map_err(|error| self.failed(error.to_string()))?;
+        let user = user.ok_or_else(|| self.failed(format!("no user {} on this host", self.user)))?;
+        Ok((user.uid != nix::unistd::geteuid()).then_some(user))
     }
 
     #[allow(clippy::disallowed_methods)] // this file is where it is allowed
     fn spawn(&self) -> Result<Child, HostError> {
-        let failed = |why: String| HostError::Command { command: self.argv.join(" "), why };
+        let failed = |why: String| self.failed(why);
         let (program, arguments) = self.argv.split_first().ok_or_else(|| failed("nothing to run".to_owned()))?;
         let mut command = std::process::Command::new(program);
         command.args(arguments).env_clear().env("PATH", PATH).env("LANG", "C.UTF-8").current_dir("/");
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
-        if !self.user.is_empty() {
-            let user = nix::unistd::User::from_name(self.user)
-                .map_err(|error| failed(error.to_string()))?
-                .ok_or_else(|| failed(format!("no user {} on this host", self.user)))?;
-            if user.uid != nix::unistd::geteuid() {
-                // From root, std drops all supplementary groups before it changes the user.
-                command.uid(user.uid.as_raw()).gid(user.gid.as_raw());
-            }
+        if let Some(user) = self.account()? {
+            // From root, std drops all supplementary groups before it changes the user.
+            command.uid(user.uid.as_raw()).gid(user.gid.as_raw());
         }
         command.spawn().map_err(|error| failed(format!("it cannot be started: {error}")))
     }
@@ -111,7 +123,7 @@ impl Command<'_> {
             let left = deadline.saturating_sub(clock.awake());
             let mut ready: Vec<PollFd<'_>> = vec![PollFd::new(&ending, PollFlags::IN)];
             let open = pipes.iter().flatten().filter(|pipe| pipe.open);
-            ready.extend(open.map(|pipe| PollFd::from_borrowed_fd(pipe.fd.as_fd(), PollFlags::IN)));
+            ready.extend(open.map(|pipe| PollFd::from_borrowed_fd(pipe.fd(), PollFlags::IN)));
             let timeout = Timespec { tv_sec: left.as_secs().cast_signed(), tv_nsec: left.subsec_nanos().into() };
             match poll(&mut ready, Some(&timeout)) {
                 Ok(0) => return Ok(false),
@@ -130,41 +142,6 @@ impl Command<'_> {
                 return Ok(false);
             }
         }
-    }
-}
-
-/// One of the program's streams, read without waiting.
-struct Pipe {
-    fd: std::fs::File,
-    kept: Vec<u8>,
-    open: bool,
-}
-
-impl Pipe {
-    fn new(fd: OwnedFd) -> Self {
-        Self { fd: fd.into(), kept: Vec::new(), open: true }
-    }
-
-    fn drain(&mut self) -> std::io::Result<()> {
-        rustix::io::ioctl_fionbio(&self.fd, true)?;
-        let mut buffer = [0; 8192];
-        // A bounded number of rounds, so that a flood cannot keep us from looking at the time.
-        for _ in 0..64 {
-            match self.fd.read(&mut buffer) {
-                Ok(0) => {
-                    self.open = false;
-                    break;
-                }
-                Ok(read) => {
-                    let room = KEPT_BYTES_MAX - self.kept.len();
-                    self.kept.extend_from_slice(&buffer[..read.min(room)]);
-                }
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => break,
-                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(())
     }
 }
 

@@ -3,16 +3,17 @@
 //! Never: touches a disk or waits.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Done, Host, HostError, Observed, Query, Step};
 use crate::name::{HostPath, UnitName};
+use crate::plan::stopset::StopSet;
 use crate::resource::action::ActionState;
 use crate::resource::artifact::ArtifactState;
 use crate::resource::file::{Regular, Stamp};
 use crate::resource::package::PackageState;
-use crate::resource::unit::Active;
-use crate::resource::{Digest, FileSpec, FileState, UnitState};
+use crate::resource::unit::{Active, Relations};
+use crate::resource::{Digest, FileSpec, FileState, Found, UnitState};
 
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct FakeFile {
@@ -31,8 +32,12 @@ pub struct World {
     /// In the way: what is there instead of a file.
     pub others: BTreeMap<HostPath, &'static str>,
     pub units: BTreeMap<UnitName, UnitState>,
+    /// What each unit stops with it, and what it is stopped by; whether it runs is told by its state.
+    pub relations: BTreeMap<UnitName, Relations>,
     pub packages: BTreeMap<String, String>,
-    pub artifacts: BTreeMap<HostPath, String>,
+    pub held: BTreeSet<String>,
+    /// Version and digest.
+    pub artifacts: BTreeMap<HostPath, (String, String)>,
     pub actions_done: BTreeMap<String, bool>,
     /// Counts boots.
     pub boots: u64,
@@ -41,6 +46,9 @@ pub struct World {
     /// Steps whose line starts with this fail, each entry once.
     pub fail: Vec<String>,
     staged: BTreeMap<HostPath, FakeFile>,
+    unpacked: BTreeSet<(HostPath, String)>,
+    /// What a batch that is not confirmed replaced.
+    pub armed: Option<Vec<(HostPath, Option<FakeFile>)>>,
     writes: u64,
     starts: u64,
 }
@@ -90,6 +98,14 @@ impl World {
         })
     }
 
+    fn relations(&self) -> BTreeMap<UnitName, Relations> {
+        let seen = |(unit, state): (&UnitName, &UnitState)| {
+            let relations = self.relations.get(unit).cloned().unwrap_or_default();
+            (unit.clone(), Relations { running: state.is_running(), ..relations })
+        };
+        self.units.iter().map(seen).collect()
+    }
+
     fn unit(&mut self, unit: &UnitName) -> &mut UnitState {
         self.units.entry(unit.clone()).or_insert_with(|| UnitState { loaded: true, ..UnitState::missing() })
     }
@@ -97,8 +113,8 @@ impl World {
     fn perform(&mut self, step: &Step<'_>) -> Result<Done, HostError> {
         let mut done = Done::default();
         match *step {
-            Step::Stage(ref specs) => {
-                let staged = specs.iter().map(|spec| Ok((spec.path.clone(), self.candidate(spec)?)));
+            Step::Stage(ref specs, _) => {
+                let staged = specs.iter().map(|(spec, _)| Ok((spec.path.clone(), self.candidate(spec)?)));
                 self.staged = staged.collect::<Result<_, HostError>>()?;
             }
             Step::Swap => {
@@ -109,13 +125,14 @@ impl World {
                 self.files.extend(staged);
             }
             Step::Unstage => self.staged.clear(),
+            Step::Sync(_) => {}
             Step::SetAttributes(spec) => {
                 let file = self.candidate(spec)?;
                 done.stamps = vec![(spec.path.clone(), Self::stamp(&file), Digest::of(&file.bytes))];
                 self.files.insert(spec.path.clone(), file);
             }
-            Step::Remove(path) => drop(self.files.remove(path)),
-            Step::Activate(_) | Step::Run { .. } => {}
+            Step::Remove(path, _) => drop(self.files.remove(path)),
+            Step::Verify(..) | Step::Activate(..) | Step::Run { .. } => {}
             Step::DaemonReload => self.units.values_mut().for_each(|unit| unit.needs_daemon_reload = false),
             Step::Enable(unit) => self.unit(unit).enabled = true,
             Step::Disable(unit) => self.unit(unit).enabled = false,
@@ -130,11 +147,55 @@ impl World {
                     state.invocation = invocation;
                 }
             }
-            Step::Stop { unit, .. } => self.unit(unit).active = Active::Inactive,
+            Step::Stop { unit, .. } => {
+                let along = StopSet::of(&[], &[unit], &[], &BTreeSet::new(), &self.relations());
+                for unit in along.all().chain([unit]) {
+                    self.unit(unit).active = Active::Inactive;
+                }
+            }
             Step::Reload { unit, .. } => drop(self.unit(unit)),
-            Step::Install(spec) => drop(self.packages.insert(spec.name.clone(), spec.version.clone())),
-            Step::Unpack(spec) => drop(self.artifacts.insert(spec.into.clone(), spec.version.clone())),
-            Step::Act(spec) => drop(self.actions_done.insert(spec.name.clone(), true)),
+            Step::Install(ref order) => {
+                for spec in order.wanted {
+                    self.packages.insert(spec.name.clone(), spec.version.clone());
+                    self.held.remove(&spec.name);
+                    self.held.extend(spec.hold.then(|| spec.name.clone()));
+                }
+            }
+            Step::Uninstall(names, _) => self.packages.retain(|name, _| !names.contains(&name.as_str())),
+            Step::Unpack(spec) => drop(self.unpacked.insert((spec.into.clone(), spec.version.clone()))),
+            Step::Switch(spec) => {
+                if !self.unpacked.contains(&(spec.into.clone(), spec.version.clone())) {
+                    let what = format!("{} {} is not unpacked", spec.component, spec.version);
+                    return Err(HostError::Blocked { path: spec.into.to_string(), what });
+                }
+                drop(self.artifacts.insert(spec.into.clone(), (spec.version.clone(), spec.sha256.clone())));
+            }
+            Step::Discard(into) => drop(self.artifacts.remove(into)),
+            Step::Act(spec, _) => drop(self.actions_done.insert(spec.name.clone(), true)),
+            Step::Reboot => {
+                self.boots += 1;
+                for state in self.units.values_mut().filter(|state| state.is_running()) {
+                    self.starts += 1;
+                    state.invocation = format!("{:032x}", self.starts);
+                }
+            }
+            Step::Arm(undo, _) => {
+                let was = undo.files.iter().map(|(path, _)| (path.clone(), self.files.get(path).cloned()));
+                self.armed = Some(was.collect());
+            }
+            Step::Confirm => {
+                let gone = || HostError::Blocked { path: "journal".to_owned(), what: "it was put back".to_owned() };
+                self.armed.take().ok_or_else(gone)?;
+            }
+            Step::Noted => {}
+            Step::RollBack(_) => {
+                for (path, was) in self.armed.take().unwrap_or_default() {
+                    match was {
+                        Some(file) => drop(self.files.insert(path, file)),
+                        None => drop(self.files.remove(&path)),
+                    }
+                }
+            }
         }
         Ok(done)
     }
@@ -155,17 +216,17 @@ impl Host for FakeHost {
                     owner: file.owner.clone(),
                     group: file.group.clone(),
                     stamp: World::stamp(file),
-                    bytes: shown.then(|| file.bytes.clone()),
+                    bytes: shown.then(|| Found::new(file.bytes.clone().into())),
                 })
             }
         };
         let unit = |unit: &UnitName| world.units.get(unit).cloned().unwrap_or_else(UnitState::missing);
         let package = |name: &str| match world.packages.get(name) {
-            Some(version) => PackageState::Installed { version: version.clone() },
+            Some(version) => PackageState::Installed { version: version.clone(), held: world.held.contains(name) },
             None => PackageState::Absent,
         };
         let artifact = |into: &HostPath| match world.artifacts.get(into) {
-            Some(version) => ArtifactState::Current { version: version.clone() },
+            Some((version, sha256)) => ArtifactState::Current { version: version.clone(), sha256: sha256.clone() },
             None => ArtifactState::Absent,
         };
         let action = |name: &str| match world.actions_done.get(name) {
@@ -175,7 +236,8 @@ impl Host for FakeHost {
         Ok(Observed {
             files: query.files.iter().map(|query| (query.path.clone(), file(query))).collect(),
             units: query.units.iter().map(|name| ((*name).clone(), unit(name))).collect(),
-            packages: query.packages.iter().map(|spec| (spec.name.clone(), package(&spec.name))).collect(),
+            relations: if query.stop_sets { world.relations() } else { BTreeMap::new() },
+            packages: query.packages.iter().map(|name| ((*name).to_owned(), package(name))).collect(),
             artifacts: query.artifacts.iter().map(|spec| (spec.into.clone(), artifact(&spec.into))).collect(),
             actions: query.actions.iter().map(|spec| (spec.name.clone(), action(&spec.name))).collect(),
             boot_id: format!("boot-{}", world.boots),
@@ -197,12 +259,16 @@ impl Host for FakeHost {
 
 fn line(step: &Step<'_>) -> String {
     match step {
-        Step::Stage(specs) => specs.iter().fold("stage".to_owned(), |line, spec| format!("{line} {}", spec.path)),
+        Step::Stage(specs, _) => {
+            specs.iter().fold("stage".to_owned(), |line, (spec, _)| format!("{line} {}", spec.path))
+        }
         Step::Swap => "swap".to_owned(),
         Step::Unstage => "unstage".to_owned(),
+        Step::Sync(paths) => format!("sync {}", paths.iter().map(|path| path.as_str()).collect::<Vec<_>>().join(" ")),
         Step::SetAttributes(spec) => format!("attributes {}", spec.path),
-        Step::Remove(path) => format!("remove {path}"),
-        Step::Activate(what) => format!("activate {what:?}").to_lowercase(),
+        Step::Remove(path, _) => format!("remove {path}"),
+        Step::Verify(specs, ..) => specs.iter().fold("verify".to_owned(), |line, spec| format!("{line} {}", spec.path)),
+        Step::Activate(what, spec, _) => format!("{} {}", what.tool(), spec.path),
         Step::DaemonReload => "daemon-reload".to_owned(),
         Step::Enable(unit) => format!("enable {unit}"),
         Step::Disable(unit) => format!("disable {unit}"),
@@ -211,9 +277,19 @@ fn line(step: &Step<'_>) -> String {
         Step::Start { unit, .. } => format!("start {unit}"),
         Step::Stop { unit, .. } => format!("stop {unit}"),
         Step::Reload { unit, .. } => format!("reload {unit}"),
-        Step::Install(spec) => format!("install {}", spec.name),
+        Step::Install(order) => {
+            order.wanted.iter().fold("install".to_owned(), |line, spec| format!("{line} {}", spec.name))
+        }
+        Step::Uninstall(names, _) => format!("uninstall {}", names.join(" ")),
         Step::Unpack(spec) => format!("unpack {} {}", spec.component, spec.version),
+        Step::Switch(spec) => format!("switch {} {}", spec.component, spec.version),
+        Step::Discard(into) => format!("discard {into}"),
         Step::Run { argv, .. } => format!("run {}", argv.join(" ")),
-        Step::Act(spec) => format!("act {}", spec.name),
+        Step::Act(spec, _) => format!("act {}", spec.name),
+        Step::Arm(undo, _) => undo.files.iter().fold("arm".to_owned(), |line, (path, _)| format!("{line} {path}")),
+        Step::Reboot => "reboot".to_owned(),
+        Step::Confirm => "confirm".to_owned(),
+        Step::Noted => "noted".to_owned(),
+        Step::RollBack(why) => format!("roll-back {why}"),
     }
 }

@@ -10,17 +10,17 @@ use std::path::Path;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
 
 use super::root::{Directory, Root, file, replace};
-use super::{HostError, Step};
+use super::{HostError, Step, artifacts};
 use crate::clock::Clock;
 use crate::name::UnitName;
 use crate::resource::action::ActionState;
 use crate::resource::package::PackageState;
 use crate::resource::unit::Active;
-use crate::resource::{ActionSpec, ArtifactSpec, Digest, PackageSpec, UnitState};
+use crate::resource::{ActionSpec, Digest, UnitState};
 
 const RUN: &str = "/run/converger";
 /// Where a unit of ours has its file.
@@ -49,7 +49,11 @@ pub struct UnitRecord {
 #[derive(Default, Serialize, Deserialize)]
 struct Recorded {
     packages: BTreeMap<String, String>,
+    #[serde(default)]
+    held: BTreeSet<String>,
     actions: BTreeSet<String>,
+    #[serde(default)]
+    reboots: u64,
 }
 
 #[derive(Serialize)]
@@ -111,16 +115,17 @@ impl Recorder {
             masked: record.masked,
             invocation: record.invocation.clone(),
             needs_daemon_reload: definition != record.definition,
+            drop_ins: Vec::new(),
         })
     }
 
-    pub fn packages(&self, specs: &[&PackageSpec]) -> Result<BTreeMap<String, PackageState>, HostError> {
+    pub fn packages(&self, names: &[&str]) -> Result<BTreeMap<String, PackageState>, HostError> {
         let recorded = self.recorded()?;
         let state = |name: &str| match recorded.packages.get(name) {
-            Some(version) => PackageState::Installed { version: version.clone() },
+            Some(version) => PackageState::Installed { version: version.clone(), held: recorded.held.contains(name) },
             None => PackageState::Absent,
         };
-        Ok(specs.iter().map(|spec| (spec.name.clone(), state(&spec.name))).collect())
+        Ok(names.iter().map(|name| ((*name).to_owned(), state(name))).collect())
     }
 
     /// Of an action without `creates`.
@@ -143,13 +148,27 @@ impl Recorder {
             Step::Mask(unit) => self.change(unit, clock, "masked", |record| record.masked = true)?,
             Step::Unmask(unit) => self.change(unit, clock, "unmasked", |record| record.masked = false)?,
             Step::DaemonReload => self.daemon_reload(clock)?,
-            Step::Install(spec) => {
+            Step::Install(ref order) => {
                 let mut recorded = self.recorded()?;
-                recorded.packages.insert(spec.name.clone(), spec.version.clone());
+                for spec in order.wanted {
+                    recorded.packages.insert(spec.name.clone(), spec.version.clone());
+                    match spec.hold {
+                        true => drop(recorded.held.insert(spec.name.clone())),
+                        false => drop(recorded.held.remove(&spec.name)),
+                    }
+                }
                 self.write("recorded.json", &recorded)?;
             }
-            Step::Unpack(spec) => self.unpack(spec)?,
-            Step::Act(spec) => {
+            Step::Uninstall(names, _) => {
+                let mut recorded = self.recorded()?;
+                recorded.packages.retain(|name, _| !names.contains(&name.as_str()));
+                recorded.held.retain(|name| !names.contains(&name.as_str()));
+                self.write("recorded.json", &recorded)?;
+            }
+            Step::Unpack(spec) => artifacts::stand_in(&self.root, spec)?,
+            Step::Switch(spec) => artifacts::switch(&self.root, spec)?,
+            Step::Discard(into) => artifacts::discard(&self.root, into.as_str())?,
+            Step::Act(spec, _) => {
                 match &spec.creates {
                     Some(path) => self.create(path)?,
                     None => {
@@ -161,10 +180,45 @@ impl Recorder {
                 return Ok(Some(format!("action {}: `{}` is not run in a sandbox", spec.name, spec.run.join(" "))));
             }
             Step::Run { argv, .. } => return Ok(Some(format!("`{}` is not run in a sandbox", argv.join(" ")))),
-            Step::Activate(what) => return Ok(Some(format!("{what:?}: nothing is activated in a sandbox"))),
-            Step::Stage(_) | Step::Swap | Step::Unstage | Step::SetAttributes(_) | Step::Remove(_) => {}
+            Step::Activate(what, spec, _) => {
+                return Ok(Some(format!("{}: {} is not run in a sandbox", spec.path, what.tool())));
+            }
+            Step::Verify(..)
+            | Step::Stage(..)
+            | Step::Swap
+            | Step::Unstage
+            | Step::Sync(_)
+            | Step::SetAttributes(_)
+            | Step::Remove(..) => {}
+            Step::Arm(..) | Step::Confirm | Step::RollBack(_) | Step::Noted => {}
+            Step::Reboot => self.reboot(clock)?,
         }
         Ok(None)
+    }
+
+    /// The machine's own, and how often the sandbox rebooted since.
+    pub fn boot_id(&self, machine: String) -> Result<String, HostError> {
+        Ok(match self.recorded()?.reboots {
+            0 => machine,
+            reboots => format!("{machine}-{reboots}"),
+        })
+    }
+
+    /// All units stop; those that are enabled start.
+    fn reboot(&self, clock: &dyn Clock) -> Result<(), HostError> {
+        let mut recorded = self.recorded()?;
+        recorded.reboots += 1;
+        self.write("recorded.json", &recorded)?;
+        self.log("", "reboot", clock)?;
+        let units = self.units()?;
+        for unit in units.keys() {
+            self.stop(unit, clock)?;
+        }
+        for unit in units.iter().filter(|(_, record)| record.enabled).map(|(unit, _)| unit) {
+            // As on a machine: one that does not start is one that is down.
+            let _ = self.start(unit, clock);
+        }
+        Ok(())
     }
 
     fn start(&self, unit: &UnitName, clock: &dyn Clock) -> Result<(), HostError> {
@@ -189,7 +243,7 @@ impl Recorder {
         }
         let took = millis(clock.awake().saturating_sub(began));
         let definition = self.definition(unit)?;
-        self.change(unit, clock, "started", |record| {
+        let started = self.change(unit, clock, "started", |record| {
             let parts = [unit.as_str().to_owned(), record.starts.to_string(), began.as_nanos().to_string()];
             let invocation = Digest::of_parts(parts.iter().map(String::as_bytes)).to_string();
             record.invocation = invocation[..32].to_owned();
@@ -198,7 +252,9 @@ impl Recorder {
             record.started_ms = millis(clock.awake());
             record.last_start_ms = took;
             record.definition = record.definition.or(definition);
-        })
+        });
+        // What cannot be noted did not happen: it must not look as if it were still starting.
+        started.inspect_err(|_| drop(self.change(unit, clock, "failed", |record| record.state = Active::Failed)))
     }
 
     fn stop(&self, unit: &UnitName, clock: &dyn Clock) -> Result<(), HostError> {
@@ -282,19 +338,10 @@ impl Recorder {
         Ok((!parts.is_empty()).then(|| Digest::of_parts(parts.iter().map(Vec::as_slice))))
     }
 
-    fn unpack(&self, spec: &ArtifactSpec) -> Result<(), HostError> {
-        let into = spec.into.as_str();
-        self.root.make_directory(&format!("{into}/{}", spec.version))?;
-        let (home, _) = self.root.make_directory(into)?;
-        let _ = rustix::fs::unlinkat(&home.fd, ".current.new", AtFlags::empty());
-        rustix::fs::symlinkat(spec.version.as_str(), &home.fd, ".current.new").map_err(file("link in", into))?;
-        rustix::fs::renameat(&home.fd, ".current.new", &home.fd, "current").map_err(file("link in", into))
-    }
-
     fn create(&self, path: &str) -> Result<(), HostError> {
         let (parent, name) = super::root::split(path)?;
         let (home, _) = self.root.make_directory(parent)?;
-        replace(&home.fd, name, b"", path)
+        replace(&home.fd, name, b"", Mode::from_raw_mode(0o644), path)
     }
 
     fn log(&self, unit: &str, event: &str, clock: &dyn Clock) -> Result<(), HostError> {
@@ -338,7 +385,7 @@ impl Recorder {
 
     fn write(&self, name: &str, value: &impl Serialize) -> Result<(), HostError> {
         let bytes = serde_json::to_vec_pretty(value).expect("maps of plain values");
-        replace(&self.run()?.fd, name, &bytes, &format!("{RUN}/{name}"))
+        replace(&self.run()?.fd, name, &bytes, Mode::from_raw_mode(0o644), &format!("{RUN}/{name}"))
     }
 
     fn run(&self) -> Result<Directory, HostError> {

@@ -179,11 +179,10 @@ pub fn file(operation: &'static str, path: &str) -> impl Fn(Errno) -> HostError 
 }
 
 /// Replaces `name` in `directory` by one rename; readers see the old or the new. For files of `/run`: not synced.
-pub fn replace(directory: &impl AsFd, name: &str, bytes: &[u8], path: &str) -> Result<(), HostError> {
+pub fn replace(directory: &impl AsFd, name: &str, bytes: &[u8], mode: Mode, path: &str) -> Result<(), HostError> {
     let temporary = format!(".{name}.new");
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let fd =
-        rustix::fs::openat(directory, &temporary, flags, Mode::from_raw_mode(0o644)).map_err(file("write", path))?;
+    let fd = rustix::fs::openat(directory, &temporary, flags, mode).map_err(file("write", path))?;
     let mut out = std::fs::File::from(fd);
     std::io::Write::write_all(&mut out, bytes).map_err(|source| HostError::File {
         operation: "write",

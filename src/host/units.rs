@@ -15,17 +15,21 @@ use zbus::fdo::{self, PropertiesProxy};
 use zbus::{Connection, OwnedObjectPath, OwnedVariant};
 use zbus_systemd::systemd1::ManagerProxy;
 
-use super::HostError;
 use super::command::{Command, argv};
+use super::{HostError, Words};
 use crate::name::UnitName;
 use crate::resource::UnitState;
-use crate::resource::unit::Active;
+use crate::resource::unit::{Active, Relations};
 
 const BUS: &str = "unix:path=/run/dbus/system_bus_socket";
-const UNIT: &str = "org.freedesktop.systemd1.Unit";
-const SERVICE: &str = "org.freedesktop.systemd1.Service";
+pub(super) const UNIT: &str = "org.freedesktop.systemd1.Unit";
+pub(super) const SERVICE: &str = "org.freedesktop.systemd1.Service";
+const NO_SUCH_JOB: &str = "org.freedesktop.systemd1.NoSuchJob";
 /// Everything that is not a job.
 const ANSWER_WITHIN: Duration = Duration::from_secs(25);
+/// systemd leaves the bus when it is upgraded and executes itself anew, and the bus has to be there again too.
+const GONE_FOR_MAX: Duration = Duration::from_secs(10);
+const ASK_AGAIN: Duration = Duration::from_millis(100);
 /// How often it is looked at a job whose signal does not come.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
@@ -34,7 +38,7 @@ pub struct Systemd {
     connection: Mutex<Option<Connection>>,
 }
 
-type Properties = HashMap<String, OwnedVariant>;
+pub(super) type Properties = HashMap<String, OwnedVariant>;
 
 impl Systemd {
     /// Connects when it is first asked for something. Errors: systemd does not run here.
@@ -61,7 +65,40 @@ impl Systemd {
         })
     }
 
-    pub fn start(&self, unit: &UnitName, within: Duration) -> Result<(), HostError> {
+    /// What these units stop and are stopped by, and on from there: all that a stop or a start of theirs can take down.
+    pub fn relations(&self, units: &[&UnitName]) -> Result<BTreeMap<UnitName, Relations>, HostError> {
+        self.ask("look at", "systemd", async |bus| {
+            let mut seen = BTreeMap::new();
+            let mut open: Vec<UnitName> = units.iter().map(|unit| (*unit).clone()).collect();
+            let mut at = 0;
+            while let Some(unit) = open.get(at).cloned() {
+                // Only what we start ourselves drives others away; what is started again ran beside them before.
+                let is_root = at < units.len();
+                at += 1;
+                if seen.contains_key(&unit) {
+                    continue;
+                }
+                let path = bus.manager.load_unit(unit.to_string()).await?;
+                let mut relations = relations(&bus.properties(&path, UNIT).await?);
+                if !is_root {
+                    relations.conflicts.clear();
+                }
+                open.extend(relations.dragged.iter().chain(&relations.conflicts).cloned());
+                seen.insert(unit, relations);
+            }
+            Ok(seen)
+        })
+    }
+
+    /// The unit file that systemd reads for a unit; `None`: it has none.
+    pub fn fragment(&self, unit: &UnitName) -> Result<Option<String>, HostError> {
+        self.ask("look at", unit.as_str(), async |bus| {
+            let path = bus.manager.load_unit(unit.to_string()).await?;
+            Ok(Some(text(&bus.properties(&path, UNIT).await?, "FragmentPath")).filter(|path| !path.is_empty()))
+        })
+    }
+
+    pub fn start(&self, unit: &UnitName, within: Duration, words: Words) -> Result<(), HostError> {
         let started = self.job("start", unit, within, async |bus| {
             // A unit that failed too often is not started again before that is forgotten.
             let _ = bus.manager.reset_failed_unit(unit.to_string()).await;
@@ -69,12 +106,12 @@ impl Systemd {
             let _ = bus.manager.ref_unit(unit.to_string()).await;
             bus.manager.start_unit(unit.to_string(), "replace".to_owned()).await
         });
-        let judged = started.and_then(|result| self.judge_start(unit, &result));
+        let judged = started.and_then(|result| self.judge_start(unit, &result, words));
         let _ = self.ask("forget", unit.as_str(), async |bus| bus.manager.unref_unit(unit.to_string()).await);
         judged
     }
 
-    fn judge_start(&self, unit: &UnitName, result: &str) -> Result<(), HostError> {
+    fn judge_start(&self, unit: &UnitName, result: &str, words: Words) -> Result<(), HostError> {
         let good = match (result, self.state(unit)?.active) {
             ("done", Active::Failed) => false,
             // A oneshot that ended well is inactive; so is a unit that systemd was not to start (its Condition…=).
@@ -84,42 +121,56 @@ impl Systemd {
         if good {
             return Ok(());
         }
-        Err(HostError::Unit { operation: "start", unit: unit.to_string(), why: self.why(unit, result) })
+        Err(HostError::Unit { operation: "start", unit: unit.to_string(), why: self.why(unit, result, words) })
     }
 
-    pub fn stop(&self, unit: &UnitName, within: Duration) -> Result<(), HostError> {
+    pub fn stop(&self, unit: &UnitName, within: Duration, words: Words) -> Result<(), HostError> {
         if !self.state(unit)?.loaded {
             return Ok(());
         }
         let result = self.job("stop", unit, within, async |bus| {
-            bus.manager.stop_unit(unit.to_string(), "replace".to_owned()).await
+            // Else a socket's or a person's start takes its place.
+            bus.manager.stop_unit(unit.to_string(), "replace-irreversibly".to_owned()).await
         })?;
+        // Somebody may have started it again since: it was down.
+        if result == "done" {
+            return Ok(());
+        }
         // It may have failed while it stopped (killed after its time): it is down, which was asked for.
         match self.state(unit)?.active {
             Active::Inactive | Active::Failed => Ok(()),
-            _ => Err(HostError::Unit { operation: "stop", unit: unit.to_string(), why: self.why(unit, &result) }),
+            _ => {
+                Err(HostError::Unit { operation: "stop", unit: unit.to_string(), why: self.why(unit, &result, words) })
+            }
         }
     }
 
-    pub fn reload(&self, unit: &UnitName, within: Duration) -> Result<(), HostError> {
+    pub fn reload(&self, unit: &UnitName, within: Duration, words: Words) -> Result<(), HostError> {
         let result = self.job("reload", unit, within, async |bus| {
             bus.manager.reload_unit(unit.to_string(), "replace".to_owned()).await
         })?;
         if result == "done" {
             return Ok(());
         }
-        Err(HostError::Unit { operation: "reload", unit: unit.to_string(), why: self.why(unit, &result) })
+        Err(HostError::Unit { operation: "reload", unit: unit.to_string(), why: self.why(unit, &result, words) })
     }
 
     pub fn daemon_reload(&self) -> Result<(), HostError> {
         self.ask("reload", "systemd", async |bus| bus.manager.reload().await)
     }
 
+    /// As `systemctl reboot` does. The manager's own Reboot() would not stop any service (org.freedesktop.systemd1(5)).
+    pub fn reboot(&self) -> Result<(), HostError> {
+        self.ask("reboot", "the machine", async |bus| {
+            let mode = "replace-irreversibly".to_owned();
+            bus.manager.start_unit("reboot.target".to_owned(), mode).await.map(drop)
+        })
+    }
+
+    /// This and the three below change files only; systemd knows of it after a daemon-reload.
     pub fn enable(&self, unit: &UnitName) -> Result<(), HostError> {
         let installable = self.ask("enable", unit.as_str(), async |bus| {
-            let (installable, _) = bus.manager.enable_unit_files(vec![unit.to_string()], false, false).await?;
-            bus.manager.reload().await?;
-            Ok(installable)
+            Ok(bus.manager.enable_unit_files(vec![unit.to_string()], false, false).await?.0)
         })?;
         if installable {
             return Ok(());
@@ -130,22 +181,19 @@ impl Systemd {
 
     pub fn disable(&self, unit: &UnitName) -> Result<(), HostError> {
         self.ask("disable", unit.as_str(), async |bus| {
-            bus.manager.disable_unit_files(vec![unit.to_string()], false).await?;
-            bus.manager.reload().await
+            bus.manager.disable_unit_files(vec![unit.to_string()], false).await.map(drop)
         })
     }
 
     pub fn mask(&self, unit: &UnitName) -> Result<(), HostError> {
         self.ask("mask", unit.as_str(), async |bus| {
-            bus.manager.mask_unit_files(vec![unit.to_string()], false, false).await?;
-            bus.manager.reload().await
+            bus.manager.mask_unit_files(vec![unit.to_string()], false, false).await.map(drop)
         })
     }
 
     pub fn unmask(&self, unit: &UnitName) -> Result<(), HostError> {
         self.ask("unmask", unit.as_str(), async |bus| {
-            bus.manager.unmask_unit_files(vec![unit.to_string()], false).await?;
-            bus.manager.reload().await
+            bus.manager.unmask_unit_files(vec![unit.to_string()], false).await.map(drop)
         })
     }
 
@@ -161,12 +209,12 @@ impl Systemd {
     }
 
     /// Queues a job and waits for its end; the job's result, in systemd's word.
-    fn job(
+    pub(super) fn job(
         &self,
         operation: &'static str,
         unit: &UnitName,
         within: Duration,
-        queue: impl AsyncFnOnce(&Bus) -> zbus::Result<OwnedObjectPath> + Send,
+        queue: impl AsyncFn(&Bus) -> zbus::Result<OwnedObjectPath> + Sync,
     ) -> Result<String, HostError> {
         let result = self.ask_within(within + ANSWER_WITHIN, operation, unit.as_str(), async |bus| {
             let mut removed = pin!(bus.manager.receive_job_removed().await?);
@@ -183,10 +231,15 @@ impl Systemd {
                             }
                         }
                         // No signal, or no more of them: is the job still there?
-                        Ok(None) | Err(_) => match id {
-                            Some(id) if bus.manager.get_job(id).await.is_ok() => {}
-                            _ => return Ok("done".to_owned()),
-                        },
+                        Ok(None) | Err(_) => {
+                            let Some(id) = id else { return Ok("done".to_owned()) };
+                            // Only systemd's own word counts: it may be gone for a moment.
+                            if let Err(zbus::Error::MethodError(name, ..)) = bus.manager.get_job(id).await
+                                && name.as_str() == NO_SUCH_JOB
+                            {
+                                return Ok("done".to_owned());
+                            }
+                        }
                     }
                 }
             });
@@ -198,8 +251,9 @@ impl Systemd {
         })
     }
 
-    /// In words: what systemd says of a unit that did not do what it was told, and its last lines in the journal.
-    fn why(&self, unit: &UnitName, result: &str) -> String {
+    /// In words: what systemd says of a unit that did not do what it was told, and its last lines in the journal, or where
+    /// to find them.
+    fn why(&self, unit: &UnitName, result: &str, told: Words) -> String {
         let said = self.ask("look at", unit.as_str(), async |bus| {
             let path = bus.manager.load_unit(unit.to_string()).await?;
             let service = if unit.as_str().ends_with(".service") {
@@ -226,6 +280,15 @@ impl Systemd {
                 words.push(format!("{result}, status {}", number(&service, "ExecMainStatus")));
             }
         }
+        if told == Words::Kept {
+            let lines = if invocation.is_empty() {
+                format!("-u {unit}")
+            } else {
+                format!("_SYSTEMD_INVOCATION_ID={invocation}")
+            };
+            words.push(format!("secrets are near, so its journal is on the node only: journalctl {lines}"));
+            return words.join(", ");
+        }
         // What it said itself in this run; of one that never came so far, what systemd said.
         let lines = [format!("_SYSTEMD_INVOCATION_ID={invocation}"), format!("--unit={unit}")];
         let said = lines.iter().filter(|lines| !lines.ends_with('=')).find_map(|lines| {
@@ -237,29 +300,41 @@ impl Systemd {
         words.join(", ")
     }
 
-    fn ask<T: Send>(
+    pub(super) fn ask<T: Send>(
         &self,
         operation: &'static str,
         unit: &str,
-        question: impl AsyncFnOnce(&Bus) -> zbus::Result<T> + Send,
+        question: impl AsyncFn(&Bus) -> zbus::Result<T> + Sync,
     ) -> Result<T, HostError> {
         self.ask_within(ANSWER_WITHIN, operation, unit, question)
     }
 
-    fn ask_within<T: Send>(
+    pub(super) fn ask_within<T: Send>(
         &self,
         within: Duration,
         operation: &'static str,
         unit: &str,
-        question: impl AsyncFnOnce(&Bus) -> zbus::Result<T> + Send,
+        question: impl AsyncFn(&Bus) -> zbus::Result<T> + Sync,
     ) -> Result<T, HostError> {
         let runtime = self.runtime.as_ref().expect("it goes only when this is dropped");
         // On a thread of its own: the caller may be inside another runtime, where ours could not block.
         let answer = std::thread::scope(|scope| {
             let asking = scope.spawn(|| {
-                let asked = async {
+                let asked = async || {
                     let bus = Bus::on(self.connection().await?).await?;
                     question(&bus).await
+                };
+                // What is asked of systemd can be asked twice: a job that is there already is the same job.
+                let asked = async {
+                    let tries = GONE_FOR_MAX.as_millis() / ASK_AGAIN.as_millis();
+                    for _ in 0..tries {
+                        match asked().await {
+                            Err(error) if is_gone(&error) => drop(self.lost(&error.to_string())),
+                            answer => return answer,
+                        }
+                        tokio::time::sleep(ASK_AGAIN).await;
+                    }
+                    asked().await
                 };
                 runtime.block_on(async { tokio::time::timeout(within, asked).await })
             });
@@ -310,9 +385,9 @@ impl Drop for Systemd {
 }
 
 /// A connection and systemd's own object on it.
-struct Bus {
+pub(super) struct Bus {
     connection: Connection,
-    manager: ManagerProxy<'static>,
+    pub(super) manager: ManagerProxy<'static>,
 }
 
 impl Bus {
@@ -321,7 +396,7 @@ impl Bus {
         Ok(Self { connection, manager })
     }
 
-    async fn properties(&self, path: &OwnedObjectPath, interface: &'static str) -> zbus::Result<Properties> {
+    pub(super) async fn properties(&self, path: &OwnedObjectPath, interface: &'static str) -> zbus::Result<Properties> {
         let proxy = PropertiesProxy::builder(&self.connection)
             .destination("org.freedesktop.systemd1")
             .path(path.clone())
@@ -348,6 +423,23 @@ fn state(unit: &Properties) -> UnitState {
         masked: load == "masked",
         invocation: invocation(unit),
         needs_daemon_reload: get(unit, "NeedDaemonReload").unwrap_or_default(),
+        drop_ins: get(unit, "DropInPaths").unwrap_or_default(),
+    }
+}
+
+/// Everything conflicts with these, and while one of them runs the machine goes down.
+const LAST: [&str; 2] = ["shutdown.target", "umount.target"];
+
+fn relations(unit: &Properties) -> Relations {
+    let named = |properties: &[&str]| {
+        let units = properties.iter().flat_map(|name| get::<Vec<String>>(unit, name).unwrap_or_default());
+        units.filter(|unit| !LAST.contains(&unit.as_str())).map(UnitName::new).collect()
+    };
+    Relations {
+        running: state(unit).is_running(),
+        // All that have the atom UNIT_ATOM_PROPAGATE_STOP in systemd's src/core/unit-dependency-atom.c.
+        dragged: named(&["RequiredBy", "RequisiteOf", "BoundBy", "ConsistsOf", "PropagatesStopTo"]),
+        conflicts: named(&["Conflicts", "ConflictedBy"]),
     }
 }
 
@@ -360,17 +452,35 @@ fn is_unmet(unit: &Properties) -> bool {
     get::<u64>(unit, "ConditionTimestamp").is_some_and(|at| at > 0) && get(unit, "ConditionResult") == Some(false)
 }
 
-fn get<T: TryFrom<OwnedVariant>>(properties: &Properties, name: &str) -> Option<T> {
+pub(super) fn get<T: TryFrom<OwnedVariant>>(properties: &Properties, name: &str) -> Option<T> {
     T::try_from(properties.get(name)?.try_clone().ok()?).ok()
 }
 
-fn text(properties: &Properties, name: &str) -> String {
+pub(super) fn text(properties: &Properties, name: &str) -> String {
     get(properties, name).unwrap_or_default()
 }
 
-fn number(properties: &Properties, name: &str) -> i32 {
+pub(super) fn number(properties: &Properties, name: &str) -> i32 {
     get(properties, name).unwrap_or_default()
 }
+
+/// Whether there was nobody to answer, which can be over at once.
+fn is_gone(error: &zbus::Error) -> bool {
+    match error {
+        zbus::Error::InputOutput(_) => true,
+        zbus::Error::FDO(error) => is_lost(error),
+        zbus::Error::MethodError(name, ..) => NOBODY.contains(&name.as_str()),
+        _ => false,
+    }
+}
+
+/// In the names of dbus-daemon(1).
+const NOBODY: [&str; 4] = [
+    "org.freedesktop.DBus.Error.NoReply",
+    "org.freedesktop.DBus.Error.Disconnected",
+    "org.freedesktop.DBus.Error.ServiceUnknown",
+    "org.freedesktop.DBus.Error.NameHasNoOwner",
+];
 
 /// Whether nobody answered, rather than somebody no.
 fn is_lost(error: &fdo::Error) -> bool {

@@ -5,7 +5,11 @@
 //! own, so calls are synchronous and connections stay alive between them. Never: a write sent twice, or a lost answer
 //! taken for a failure.
 
-use std::collections::HashMap;
+mod auth;
+pub mod holes;
+mod vet;
+
+use std::collections::{BTreeSet, HashMap};
 use std::error::Error as _;
 use std::future::Future;
 use std::path::{Path, PathBuf};
@@ -22,6 +26,8 @@ use tokio::sync::oneshot;
 use tokio::time::{sleep, timeout};
 use zeroize::Zeroizing;
 
+pub use auth::Auth;
+
 use super::store::{
     Condition, Entry, Key, LockStore, Outcome, Snapshot, StoreError, Transaction, Watch, Write, range_end,
 };
@@ -33,7 +39,7 @@ const DEADLINE: Duration = Duration::from_secs(5);
 const PING: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(5));
 
 /// Events that come together are told once.
-const BURST: Duration = Duration::from_millis(50);
+const BURST: Duration = Duration::from_millis(10);
 
 /// How a watch comes back: the first wait, doubled up to the last.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(30));
@@ -70,6 +76,7 @@ impl EtcdStore {
             server,
             root,
             clients: Mutex::new(vec![None; count]),
+            vetted: Mutex::new(vec![Vetted::default(); count]),
             first: AtomicUsize::new(first),
             leases: Mutex::default(),
         };
@@ -96,6 +103,7 @@ impl LockStore for EtcdStore {
             // Any key that every node may read.
             let answer = link.read(Txn::new().and_then(vec![get(&format!("{}meta", link.root))])).await?;
             let header = answer.header().ok_or_else(|| link.unreachable("an answer without a header"))?;
+            vet::vet(&link, link.first.load(Ordering::Relaxed)).await;
             Ok(format!("{:x}", header.cluster_id()))
         })
     }
@@ -126,6 +134,11 @@ impl LockStore for EtcdStore {
             // Not yet: it goes on trying, and says so with a call of `on_change` when it begins.
             _ => Ok(Watch::new(guard)),
         }
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        let found = locked(&self.link.vetted);
+        found.iter().flat_map(|one| &one.warnings).cloned().collect::<BTreeSet<_>>().into_iter().collect()
     }
 }
 
@@ -168,10 +181,20 @@ struct Link {
     root: String,
     /// By endpoint; none: to be connected anew, with the certificates as they are then on disk.
     clients: Mutex<Vec<Option<Client>>>,
+    /// By endpoint.
+    vetted: Mutex<Vec<Vetted>>,
     /// The endpoint to ask first.
     first: AtomicUsize,
     /// For `PutFor`: the lease of each key, and its seconds.
     leases: Mutex<HashMap<Key, (i64, i64)>>,
+}
+
+/// What people should know of a server.
+#[derive(Clone, Default)]
+struct Vetted {
+    warnings: Vec<String>,
+    /// Of the connection that there is now.
+    is_current: bool,
 }
 
 /// Why an endpoint gave no answer, as far as it matters for what to do next.
@@ -220,11 +243,7 @@ impl Link {
             .with_keep_alive_while_idle(false)
             // A member that was cut off from the others says so instead of keeping a silent watch.
             .with_require_leader(true);
-        let mut tls = None;
-        if let Some(ca) = &self.server.ca {
-            let ca = Certificate::from_pem(read_file(ca)?);
-            tls = Some(TlsOptions::new().ca_certificate(ca));
-        }
+        let mut tls = self.trusted()?;
         if let (Some(cert), Some(key)) = (&self.server.cert, &self.server.key) {
             let identity = Identity::from_pem(read_file(cert)?, &*read_file(key)?);
             tls = Some(tls.unwrap_or_default().identity(identity));
@@ -233,6 +252,20 @@ impl Link {
             Some(tls) => options.with_tls(tls),
             None => options,
         })
+    }
+
+    /// The server's authority, without a certificate of ours.
+    fn options_of_a_stranger(&self) -> Result<ConnectOptions, StoreError> {
+        let options = ConnectOptions::new().with_connect_timeout(self.attempt());
+        Ok(match self.trusted()? {
+            Some(tls) => options.with_tls(tls),
+            None => options,
+        })
+    }
+
+    fn trusted(&self) -> Result<Option<TlsOptions>, StoreError> {
+        let Some(ca) = &self.server.ca else { return Ok(None) };
+        Ok(Some(TlsOptions::new().ca_certificate(Certificate::from_pem(read_file(ca)?))))
     }
 
     async fn client(&self, endpoint: usize) -> Result<Client, StoreError> {
@@ -250,6 +283,7 @@ impl Link {
 
     fn forget(&self, endpoint: usize) {
         locked(&self.clients)[endpoint] = None;
+        locked(&self.vetted)[endpoint].is_current = false;
     }
 
     /// A frozen endpoint leaves time for the others.

@@ -8,7 +8,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use jiff::Timestamp;
 
-use super::store::{Condition, Entry, Key, LockStore, Outcome, Snapshot, StoreError, Transaction, Watch, Write, range};
+use super::keys::Keys;
+use super::store::{Key, LockStore, Outcome, Snapshot, StoreError, Transaction, Watch, Write, range};
 use crate::clock::Clock;
 
 /// How the next call fails.
@@ -50,8 +51,8 @@ pub struct FakeStore {
 
 struct State {
     identity: String,
-    revision: i64,
-    entries: BTreeMap<Key, (Entry, Option<Timestamp>)>,
+    keys: Keys,
+    expires: BTreeMap<Key, Timestamp>,
     faults: VecDeque<Fault>,
     watchers: Vec<Weak<Watcher>>,
 }
@@ -66,8 +67,8 @@ impl FakeStore {
     pub fn new(identity: &str, clock: Arc<dyn Clock + Send + Sync>) -> Self {
         let state = State {
             identity: identity.to_owned(),
-            revision: 1,
-            entries: BTreeMap::new(),
+            keys: Keys::default(),
+            expires: BTreeMap::new(),
             faults: VecDeque::new(),
             watchers: Vec::new(),
         };
@@ -83,7 +84,14 @@ impl FakeStore {
         // A test that panicked elsewhere still reports its own failure.
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let now = self.clock.now();
-        state.entries.retain(|_, (_, expires)| expires.is_none_or(|at| now < at));
+        let State { keys, expires, .. } = &mut *state;
+        expires.retain(|key, at| {
+            let stays = now < *at;
+            if !stays {
+                keys.entries.remove(key);
+            }
+            stays
+        });
         state
     }
 }
@@ -97,46 +105,13 @@ impl State {
         self.fault(&Call::Ask).map_or(Ok(()), |_| Err(unreachable()))
     }
 
-    fn below(&self, prefix: &str) -> impl Iterator<Item = &Entry> {
-        let (from, to) = range(prefix);
-        self.entries.range(from..to).map(|(_, (entry, _))| entry)
-    }
-
-    fn holds(&self, condition: &Condition) -> bool {
-        let entry = |key: &Key| self.entries.get(key).map(|(entry, _)| entry);
-        match condition {
-            Condition::Absent(key) => entry(key).is_none(),
-            Condition::CreatedAt(key, revision) => entry(key).is_some_and(|entry| entry.create_revision == *revision),
-            Condition::ModifiedAt(key, revision) => entry(key).map_or(0, |entry| entry.mod_revision) == *revision,
-            Condition::RangeEmpty(prefix) => self.below(prefix).next().is_none(),
-            Condition::RangeUntouchedSince(prefix, revision) => {
-                self.below(prefix).all(|entry| entry.mod_revision <= *revision)
+    fn expire(&mut self, writes: &[Write], now: Timestamp) {
+        for write in writes {
+            match write {
+                Write::PutFor(key, _, time) => drop(self.expires.insert(key.clone(), now + *time)),
+                Write::Put(key, _) | Write::Delete(key) => drop(self.expires.remove(key)),
             }
         }
-    }
-
-    /// The keys that changed; none and the revision stays.
-    fn write(&mut self, writes: &[Write], now: Timestamp) -> Vec<Key> {
-        let revision = self.revision + 1;
-        let mut changed = Vec::new();
-        for write in writes {
-            let (key, value, expires) = match write {
-                Write::Put(key, value) => (key, value, None),
-                Write::PutFor(key, value, time) => (key, value, Some(now + *time)),
-                Write::Delete(key) => {
-                    changed.extend(self.entries.remove(key).map(|(entry, _)| entry.key));
-                    continue;
-                }
-            };
-            let create_revision = self.entries.get(key).map_or(revision, |(entry, _)| entry.create_revision);
-            let entry = Entry { key: key.clone(), value: value.clone(), create_revision, mod_revision: revision };
-            self.entries.insert(key.clone(), (entry, expires));
-            changed.push(key.clone());
-        }
-        if !changed.is_empty() {
-            self.revision = revision;
-        }
-        changed
     }
 
     fn watchers_of(&mut self, changed: &[Key]) -> Vec<Arc<Watcher>> {
@@ -158,9 +133,7 @@ impl LockStore for FakeStore {
     fn read(&self, prefixes: &[&str]) -> Result<Snapshot, StoreError> {
         let mut state = self.state();
         state.ask()?;
-        let found: BTreeMap<_, _> =
-            prefixes.iter().flat_map(|prefix| state.below(prefix)).map(|entry| (&entry.key, entry)).collect();
-        Ok(Snapshot { revision: state.revision, entries: found.into_values().cloned().collect() })
+        Ok(state.keys.read(prefixes))
     }
 
     fn commit(&self, transaction: &Transaction) -> Result<Outcome, StoreError> {
@@ -173,19 +146,16 @@ impl LockStore for FakeStore {
             Some(Fault::NoSpace) => return Err(StoreError::NoSpace),
             Some(Fault::OutcomeUnknownApplied) | None => {}
         }
-        let outcome = if transaction.when.iter().all(|condition| state.holds(condition)) {
-            let changed = state.write(&transaction.then, self.clock.now());
-            let revision = state.revision;
-            let watchers = state.watchers_of(&changed);
-            // Released first: a watcher may look at the store.
-            drop(state);
-            for watcher in watchers {
-                (watcher.on_change)();
-            }
-            Outcome::Committed(revision)
-        } else {
-            Outcome::Refused
-        };
+        let (outcome, changed) = state.keys.commit(transaction);
+        if outcome != Outcome::Refused {
+            state.expire(&transaction.then, self.clock.now());
+        }
+        let watchers = state.watchers_of(&changed);
+        // Released first: a watcher may look at the store.
+        drop(state);
+        for watcher in watchers {
+            (watcher.on_change)();
+        }
         if fault.is_some() { Err(unknown()) } else { Ok(outcome) }
     }
 

@@ -10,13 +10,12 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use notify::event::{AccessKind, AccessMode, EventKind, ModifyKind};
 use rusqlite::{Connection, ErrorCode, OptionalExtension, Transaction as Sql, TransactionBehavior, params};
 use rustix::fs::{FlockOperation, Mode, OFlags};
 
 use super::store::{Condition, Entry, LockStore, Outcome, Snapshot, StoreError, Transaction, Watch, Write, range};
 use crate::clock::Clock;
-use crate::fswatch::{self, Event, Subscription};
+use crate::fswatch::{self, Event, Subscription, What};
 
 /// How long a writer waits for the others; a commit takes milliseconds.
 const BUSY: Duration = Duration::from_secs(5);
@@ -328,20 +327,17 @@ impl Watching {
         let mine = wake_path.clone();
         let tell = move |event: &Event| {
             let signal = match event {
-                Err(_) => Signal::Touched,
-                Ok(event) if event.need_rescan() => Signal::Touched,
-                Ok(event) if !event.paths.contains(&mine) => return,
-                Ok(event) => match event.kind {
-                    EventKind::Access(AccessKind::Close(AccessMode::Write)) => Signal::Touched,
-                    EventKind::Remove(_) | EventKind::Modify(ModifyKind::Name(_)) => Signal::Lost,
-                    _ => return,
-                },
+                Event::Lost => Signal::Touched,
+                Event::At(path, _) if *path != mine => return,
+                Event::At(_, What::Closed) => Signal::Touched,
+                Event::At(_, What::Moved) => Signal::Lost,
+                Event::At(_, What::Written | What::Attributes) => return,
             };
             // The thread is gone only when the watch was dropped.
             let _ = signals.send(signal);
         };
         drop(self.file.wake()?);
-        let failed = |error: notify::Error| self.file.settings("watch (fs.inotify.max_user_instances?)", &error);
+        let failed = |error: std::io::Error| self.file.settings("watch (fs.inotify.max_user_instances?)", &error);
         // The old one ends first, or it would end the new one's watch of the same path.
         self.subscription = None;
         let mut subscription = fswatch::subscribe(tell).map_err(failed)?;

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::fleet::Group;
 use crate::fleet::schema::Quorum;
+use crate::lock::view::Standing;
 use crate::name::{ClusterName, CommitId, GroupId, NodeName};
 use crate::probe::Health;
 use crate::reason::{self, Reason};
@@ -77,6 +78,8 @@ pub struct Situation<'a> {
     /// Places (`seq`) of commits that a member has settled with, as the members' reports say. Missing evidence means alone.
     pub proven: BTreeSet<u64>,
     pub freeze: Option<Freeze>,
+    /// Whose declaration of the group is in force.
+    pub view: Standing,
     /// Clusters that go first and have not reported the commit, with the members that are missing.
     pub after: Vec<(ClusterName, Vec<NodeName>)>,
     /// How long I have been asking, in seconds of awake time.
@@ -169,6 +172,17 @@ pub fn may_claim(s: &Situation<'_>) -> Verdict {
     let (Some(lane), true) = (lane, others.len() < s.group.max_unavailable) else {
         return Verdict::Wait(held(s, &others));
     };
+    match &s.view {
+        Standing::InForce => {}
+        Standing::Behind { seq, commit } => return Verdict::Wait(behind(s, *seq, commit)),
+        Standing::Moves if others.is_empty() => {}
+        Standing::Moves => {
+            let mut because = held(s, &others);
+            because.sentence +=
+                &format!("; {} declares the group anew, which waits until nobody has it", s.commit.short());
+            return Verdict::Wait(because);
+        }
+    }
     let proven = |seq| s.proven.contains(&seq);
     if let Some(first) = others.iter().find(|hold| !proven(hold.seq) || !proven(s.seq)) {
         let commit = if proven(first.seq) { s.commit.short() } else { first.commit.short() };
@@ -295,6 +309,12 @@ fn impossible(s: &Situation<'_>) -> Option<Verdict> {
     })
 }
 
+fn behind(s: &Situation<'_>, seq: u64, commit: &CommitId) -> Because {
+    let (group, theirs, mine) = (s.group.id.short(), commit.short(), s.commit.short());
+    let sentence = format!("{group} is declared by {theirs} (place {seq}), this node has {mine} (place {})", s.seq);
+    Because::new(reason::BEHIND_SPEC, Some(&s.group.id), sentence)
+}
+
 fn held(s: &Situation<'_>, others: &[&Hold]) -> Because {
     let names: Vec<&str> = others.iter().map(|hold| hold.node.as_str()).collect();
     let mut because = Because::new(
@@ -330,10 +350,12 @@ fn before_me(s: &Situation<'_>) -> Option<Because> {
     }
     let order = order(s.group, &s.members);
     let mine = s.members.iter().find(|member| member.name == *s.me)?;
+    // It is under way in a lane of its own. A leader goes when they are done all the same.
+    let goes = |member: &&Member| !mine.leads && s.holds.iter().any(|hold| hold.node == member.name);
     let earlier: Vec<&str> = order
         .iter()
         .take_while(|member| member.name != *s.me)
-        .filter(|member| !member.dead && !member.silent)
+        .filter(|member| !member.dead && !member.silent && !goes(member))
         .filter(|member| member.applied_seq.is_none_or(|seq| seq < s.seq))
         .filter(|member| member.wants_since.is_some() || s.asked_secs < SILENT_IN_ORDER_SECS)
         .filter(|_| !mine.leads || s.asked_secs < LEADER_YIELD_SECS)

@@ -14,70 +14,27 @@ use serde::{Deserialize, Serialize};
 use crate::clock::Clock;
 use crate::disk::{self, DiskError};
 use crate::fleet::Group;
+use crate::fleet::window::Window;
+use crate::lock::epoch::{self, Pin};
 use crate::lock::machine::{self, Action, Event, Phase};
-use crate::lock::protocol;
+use crate::lock::protocol::{self, Declared};
 use crate::lock::quorum::{self, Because, Ground, Hold, HoldPhase, Member, Situation, Verdict};
+use crate::lock::recovery::{self, Asks, Me, Next, Reentry, Said};
 use crate::lock::store::{LockStore, Outcome, Snapshot, StoreError, Transaction, Write};
+use crate::lock::view::{Standing, View};
+use crate::lock::window;
 use crate::name::{ClusterName, CommitId, GroupId, NodeName};
 use crate::probe::{self, Evidence, Health, Probe, Question};
 use crate::reason::{self, Reason};
 use crate::report::Report;
 
-/// What is on disk from arming until release.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Record {
-    pub phase: RecordPhase,
-    /// With the revision at which each was created (its token).
-    pub holds: Vec<(Hold, i64)>,
-    /// Name of the batch that it was taken for.
-    pub batch: String,
-    pub commit: CommitId,
-    pub seq: u64,
-    /// The boot in which the store last confirmed that the holds are ours.
-    pub boot_id: String,
-    /// Awake time at which the member was started, in milliseconds, in the boot `acted_boot`.
-    pub acted_ms: u64,
-    #[serde(default)]
-    pub acted_boot: String,
-    /// How long the units may take to start: a member is not called sick before.
-    #[serde(default)]
-    pub start_secs_max: u64,
-    /// Why it failed.
-    pub why: String,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum RecordPhase {
-    Acting,
-    /// Acting again, under the hold of an attempt that failed or was interrupted.
-    Repairing,
-    Settling,
-    Failed,
-}
-
-impl From<RecordPhase> for Phase {
-    fn from(phase: RecordPhase) -> Self {
-        match phase {
-            RecordPhase::Acting => Self::Acting,
-            RecordPhase::Repairing => Self::Repairing,
-            RecordPhase::Settling => Self::Settling,
-            RecordPhase::Failed => Self::Failed,
-        }
-    }
-}
-
-/// Which store this node deals with, and how far it has seen it: another one, or an older state of it, knows nothing of
-/// the holds of today.
-#[derive(Serialize, Deserialize, Clone, PartialEq, Eq)]
-struct Pin {
-    identity: String,
-    revision: i64,
-}
+pub use crate::lock::recovery::{Record, RecordPhase};
 
 /// A group as this node meets it: its questions made concrete, for every member.
 pub struct Circle<'a> {
     pub group: Cow<'a, Group>,
+    /// Digest of its declaration in the target commit; `None`: it declares no such group.
+    pub view: Option<String>,
     /// The groups that must not be disrupted together with it, by all of their names.
     pub conflicts: Vec<GroupId>,
     /// In the order of `group.members`.
@@ -91,7 +48,7 @@ pub struct Circle<'a> {
 impl Circle<'_> {
     /// Every name under which the group is held.
     pub fn ids(&self) -> impl Iterator<Item = &GroupId> {
-        std::iter::once(&self.group.id).chain(&self.group.aliases)
+        self.group.ids()
     }
 
     fn is_of(&self, groups: &[GroupId]) -> bool {
@@ -106,7 +63,7 @@ pub struct Session<'a> {
     pub probe: &'a (dyn Probe + Sync),
     pub clock: &'a dyn Clock,
     pub boot_id: String,
-    /// This node's ledger knows units: its state was not lost.
+    /// Something once settled here, by this node's ledger: its state was not lost, or what runs is healthy again.
     pub state_is_old: bool,
     pub record_path: PathBuf,
     /// Where the store's identity and its highest revision seen are kept.
@@ -114,6 +71,10 @@ pub struct Session<'a> {
     /// One for every group of the target commit that this node is a member of, and one for every group that protects a
     /// unit as it runs now.
     pub circles: Vec<Circle<'a>>,
+    /// The clusters that this node is in, with their members in order of declaration.
+    pub clusters: Vec<(ClusterName, Vec<NodeName>)>,
+    /// Maintenance windows of the clusters that have any.
+    pub windows: Vec<(ClusterName, &'a [Window])>,
     pub commit: CommitId,
     pub seq: u64,
 }
@@ -125,6 +86,8 @@ pub struct Intent<'a> {
     pub units: Vec<String>,
     /// Whether a unit of it runs now.
     pub running: bool,
+    /// Whether all of the node is away: the windows of all of its clusters count.
+    pub takes_node: bool,
     pub start_secs_max: u64,
 }
 
@@ -133,7 +96,8 @@ pub enum Entry {
     Act {
         /// This member leads: hand over first.
         leads: bool,
-        ground: Ground,
+        /// The groups in which this member may go because it is down already: to be looked at again.
+        down: Vec<GroupId>,
     },
     /// Not now.
     Deferred(Because),
@@ -178,7 +142,11 @@ impl<'a> Session<'a> {
         if let Some(because) = self.free_leftovers(store, &snapshot) {
             return Ok(Entry::Deferred(because));
         }
-        let asked_secs = self.want(store, intent);
+        let asked_secs = match self.closed(intent) {
+            None => self.want(store, &intent.groups),
+            // Whoever may not go does not queue, and the bounds of its patience begin when the window opens.
+            Some(_) => self.wants_nothing(store, &intent.groups),
+        };
         let mut attempt = Attempt {
             session: self,
             store,
@@ -188,8 +156,10 @@ impl<'a> Session<'a> {
             id: ulid::Ulid::generate().to_string(),
             holds: Vec::new(),
             read_at: 0,
+            meta_at: epoch::meta_revision(&snapshot),
+            declared: Vec::new(),
             leads: false,
-            ground: Ground::Spared,
+            down: Vec::new(),
         };
         let mut phase = Phase::Idle;
         let mut event = attempt.judge(&phase);
@@ -206,8 +176,8 @@ impl<'a> Session<'a> {
                     Event::Recorded
                 }
                 Action::Act => {
-                    self.stop_wanting(store, intent);
-                    return Ok(Entry::Act { leads: attempt.leads, ground: attempt.ground });
+                    self.stop_wanting(store, &intent.groups);
+                    return Ok(Entry::Act { leads: attempt.leads, down: attempt.down });
                 }
                 Action::Wait(because) => {
                     if phase == Phase::Releasing && !attempt.holds.is_empty() {
@@ -222,39 +192,58 @@ impl<'a> Session<'a> {
         }
     }
 
+    /// Holds that are armed are judged and armed once more: on the health of now, and still against every write.
+    pub(super) fn armed_again(&self, record: &Record, intent: &Intent<'_>) -> Result<(), Box<Because>> {
+        let circles: Vec<&Circle<'_>> = self.circles.iter().filter(|circle| circle.is_of(&intent.groups)).collect();
+        let ids = circles.iter().flat_map(|circle| circle.ids());
+        let (store, snapshot) = self.look_at(ids.map(protocol::hold_range))?;
+        let mut attempt = Attempt {
+            session: self,
+            store,
+            intent,
+            circles,
+            asked_secs: 0,
+            id: record.holds.first().map(|(hold, _)| hold.attempt.clone()).unwrap_or_default(),
+            holds: record.holds.clone(),
+            read_at: 0,
+            meta_at: epoch::meta_revision(&snapshot),
+            declared: Vec::new(),
+            leads: false,
+            down: Vec::new(),
+        };
+        let judged = attempt.judge(&Phase::Claimed);
+        let (mut phase, mut action) = machine::step(Phase::Claimed, judged);
+        if action == Action::Arm {
+            let armed = attempt.arm();
+            (phase, action) = machine::step(phase, armed);
+        }
+        tracing::debug!(node = %self.me, batch = intent.batch, ?phase, ?action, "hold, once more");
+        match action {
+            Action::Record => Ok(()),
+            Action::Wait(because) => Err(Box::new(because)),
+            other => Err(Box::new(Because::new(reason::INTERNAL, None, format!("{other:?} while armed")))),
+        }
+    }
+
     /// These prefixes and whether this node was declared dead, in a store that is the one this node knows.
-    fn look_at(&self, prefixes: impl Iterator<Item = String>) -> Result<(&'a dyn LockStore, Snapshot), Box<Because>> {
+    pub(super) fn look_at(
+        &self,
+        prefixes: impl Iterator<Item = String>,
+    ) -> Result<(&'a dyn LockStore, Snapshot), Box<Because>> {
         let store = self.store.clone()?;
         let identity = store.identity().map_err(|error| because_of(&error))?;
-        let prefixes: Vec<String> = prefixes.chain([protocol::dead_key(self.me)]).collect();
+        let also = [protocol::dead_key(self.me), epoch::META.to_owned()];
+        let prefixes: Vec<String> = prefixes.chain(also).collect();
         let snapshot = store.read(&prefixes.iter().map(String::as_str).collect::<Vec<_>>());
         let snapshot = snapshot.map_err(|error| because_of(&error))?;
-        let replaced = |sentence: String| Because::new(reason::STORE_REPLACED, None, sentence);
         let unusable = |error: DiskError| Because::new(reason::APPLY_FAILED, None, reason::chain(&error));
-        let known = match disk::read_bounded(&self.pin_path, 1 << 16).map_err(unusable)? {
-            None => None,
-            Some(bytes) => match serde_json::from_slice::<Pin>(&bytes) {
-                Ok(pin) => Some(pin),
-                Err(_) => return Err(Box::new(replaced(format!("{} cannot be read", self.pin_path.display())))),
-            },
-        };
-        if let Some(pin) = &known {
-            if pin.identity != identity {
-                return Err(Box::new(replaced(format!(
-                    "this is the store {identity}, this node knows {}",
-                    pin.identity
-                ))));
-            }
-            if snapshot.revision < pin.revision {
-                let sentence = format!("the store is at revision {}, it was at {}", snapshot.revision, pin.revision);
-                return Err(Box::new(replaced(sentence)));
-            }
+        let known = read_pin(&self.pin_path).map_err(unusable)?;
+        let known = known.map_err(|sentence| Because::new(reason::STORE_REPLACED, None, sentence))?;
+        let (pin, judged) = epoch::judge(known.as_ref(), &identity, &snapshot);
+        if let Some(pin) = pin.filter(|pin| known.as_ref() != Some(pin)) {
+            save_pin(&self.pin_path, &pin).map_err(unusable)?;
         }
-        let now = Pin { identity, revision: snapshot.revision };
-        if known.as_ref() != Some(&now) {
-            let bytes = serde_json::to_vec_pretty(&now).expect("a text and a number");
-            disk::write_atomic(&self.pin_path, &bytes, 0o600).map_err(unusable)?;
-        }
+        judged.map_err(|sentence| Because::new(reason::STORE_REPLACED, None, sentence))?;
         Ok((store, snapshot))
     }
 
@@ -270,176 +259,151 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// A hold of ours without a record: an attempt that ended before anything was stopped (the record comes before that).
-    /// It goes back. A failed one, or an armed one on a node without a memory, means that this machine lost its disk:
-    /// that is for an operator.
+    /// What an attempt left behind goes back, as far as it may.
     fn free_leftovers(&self, store: &dyn LockStore, snapshot: &Snapshot) -> Option<Because> {
         let ids = self.circles.iter().flat_map(|circle| circle.ids());
-        let held: BTreeMap<String, (Hold, i64)> = ids
+        let ours: BTreeMap<String, (Hold, i64)> = ids
             .flat_map(|group| protocol::holds_in(snapshot, group))
             .filter(|(hold, _)| hold.node == *self.me)
             .map(|(hold, token)| (protocol::hold_key(&hold.group, hold.lane, self.me), (hold, token)))
             .collect();
-        let (free, lost): (Vec<_>, Vec<_>) = held.into_values().partition(|(hold, _)| match hold.phase {
-            HoldPhase::Claimed => true,
-            HoldPhase::Armed => self.state_is_old,
-            HoldPhase::Failed => false,
-        });
-        if let Some((hold, _)) = lost.first() {
-            let sentence = format!("this node has {} since {} and no record of it", hold.group, hold.since);
-            return Some(Because::new(reason::DECLARED_DEAD, Some(&hold.group), sentence).held_by(hold));
-        }
-        if !free.is_empty() {
-            give_back(store, &free, self.me);
+        match recovery::leftovers(ours.into_values(), self.state_is_old) {
+            Err(lost) => return Some(*lost),
+            Ok(free) if free.is_empty() => {}
+            Ok(free) => give_back(store, &free, self.me),
         }
         None
     }
 
+    fn myself(&self) -> Me<'_> {
+        Me { node: self.me, boot_id: &self.boot_id, commit: &self.commit, seq: self.seq }
+    }
+
     /// A record is there: this batch may be covered by it.
     fn reenter(&self, record: Record, intent: &Intent<'_>) -> Result<Entry, DiskError> {
-        let held: Vec<GroupId> = record.holds.iter().map(|(hold, _)| hold.group.clone()).collect();
-        // A hold under a former name is one on the group: whoever knows either name sees it.
-        let circles: Vec<&Circle<'_>> = self.circles.iter().filter(|circle| circle.is_of(&held)).collect();
-        let covered = |group: &GroupId| held.contains(group) || circles.iter().any(|circle| circle.group.id == *group);
-        let group = held.first();
         let healthy = || {
-            let asked: Vec<Evidence> = held.iter().filter_map(|group| self.own_health(group)).collect();
-            intent.running && asked.iter().all(|evidence| evidence.health == Health::Healthy)
+            let asked = record.holds.iter().filter_map(|(hold, _)| self.own_health(&hold.group));
+            intent.running && asked.collect::<Vec<_>>().iter().all(|evidence| evidence.health == Health::Healthy)
         };
-        match record.phase {
-            _ if !intent.groups.iter().any(covered) => {
-                Ok(deferred(reason::SETTLING, group, format!("{} has a hold for {} first", self.me, record.batch)))
+        let known: Vec<&Group> = self.circles.iter().map(|circle| &*circle.group).collect();
+        match recovery::reenter(&record, self.myself(), &intent.groups, &known, healthy) {
+            Reentry::Wait(because) => Ok(Entry::Deferred(because)),
+            Reentry::Settle(because) => {
+                self.interrupted()?;
+                Ok(Entry::Deferred(because))
             }
-            RecordPhase::Settling => Ok(deferred(reason::SETTLING, group, format!("{} is settling", record.batch))),
-            _ if !intent.groups.iter().all(covered) => {
-                let sentence = format!("the hold covers {} only, the change needs {:?}", record.batch, intent.groups);
-                Ok(deferred(reason::HOLD_FAILED, group, sentence))
-            }
-            RecordPhase::Failed if record.commit == self.commit => {
-                Ok(deferred(reason::GATE_FAILED, group, record.why.clone()))
-            }
-            RecordPhase::Failed if healthy() => {
-                Ok(deferred(reason::SETTLING, group, format!("{} became healthy; it settles first", record.batch)))
-            }
-            // Interrupted, and the member is up: what it has must settle before anything new is taken.
-            RecordPhase::Acting | RecordPhase::Repairing if healthy() => {
-                self.acted()?;
-                Ok(deferred(reason::SETTLING, group, format!("{} was interrupted; it settles first", record.batch)))
-            }
-            RecordPhase::Acting | RecordPhase::Repairing | RecordPhase::Failed => self.repair(record, &circles, intent),
+            Reentry::Repair => self.repair(&record, intent),
         }
     }
 
     /// The own member counts as down already: it may be repaired under the hold that is there, without asking the others.
-    /// The store is asked only where it must be: after a boot, and for another commit where several may hold the group.
-    fn repair(&self, mut record: Record, circles: &[&Circle<'_>], intent: &Intent<'_>) -> Result<Entry, DiskError> {
-        let earlier_boot = record.boot_id != self.boot_id;
-        let retargets = record.commit != self.commit;
-        let lanes = retargets && circles.iter().any(|circle| circle.group.max_unavailable > 1);
-        record.commit = self.commit.clone();
-        record.seq = self.seq;
-        for (hold, _) in &mut record.holds {
-            hold.commit = self.commit.clone();
-            hold.seq = self.seq;
-            hold.reason = "repair".to_owned();
-        }
-        if earlier_boot || lanes {
-            let ids: BTreeSet<&GroupId> = circles
-                .iter()
-                .flat_map(|circle| circle.ids())
-                .chain(record.holds.iter().map(|(h, _)| &h.group))
-                .collect();
-            let peers = circles.iter().flat_map(|circle| &circle.group.members).map(protocol::report_key);
-            let (store, snapshot) = match self.look_at(ids.iter().map(|id| protocol::hold_range(id)).chain(peers)) {
-                Ok(seen) => seen,
-                Err(because) => return Ok(Entry::Deferred(*because)),
-            };
-            if snapshot.get(&protocol::dead_key(self.me)).is_some() {
-                return Ok(deferred(reason::DECLARED_DEAD, None, format!("{} was declared dead", self.me)));
-            }
-            let still_mine = record.holds.iter().all(|(hold, token)| {
-                let entry = snapshot.get(&protocol::hold_key(&hold.group, hold.lane, self.me));
-                entry.is_some_and(|entry| entry.create_revision == *token)
-            });
-            if !still_mine {
-                // An operator released it, and let this node in again: it is one of many.
-                disk::remove(&self.record_path)?;
-                return self.enter(intent);
-            }
-            if lanes {
-                if let Some(because) = self.somebody_tries(&snapshot, circles) {
-                    return Ok(Entry::Deferred(because));
-                }
-                let ranges: Vec<GroupId> = ids.into_iter().cloned().collect();
-                let retarget = protocol::retarget(&record.holds, &ranges, snapshot.revision, self.me);
-                match store.commit(&retarget) {
-                    Ok(Outcome::Committed(_)) => {}
-                    Ok(Outcome::Refused) => {
-                        return Ok(deferred(reason::LOST_RACE, None, "the group changed meanwhile"));
+    /// The store is asked only where it must be.
+    fn repair(&self, record: &Record, intent: &Intent<'_>) -> Result<Entry, DiskError> {
+        let held: Vec<GroupId> = record.holds.iter().map(|(hold, _)| hold.group.clone()).collect();
+        let circles: Vec<&Circle<'_>> = self.circles.iter().filter(|circle| circle.is_of(&held)).collect();
+        let covered: Vec<&Group> = circles.iter().map(|circle| &*circle.group).collect();
+        let asks = recovery::asks(record, self.myself(), &covered);
+        let another = record.commit != self.commit;
+        let mut record = recovery::repairing(record.clone(), self.myself());
+        match asks {
+            Asks::Nobody => {}
+            Asks::Store | Asks::Retargets => {
+                let ranges = recovery::ranges(&record, covered).into_iter().map(protocol::hold_range);
+                let peers = protocol::said_by(circles.iter().flat_map(|circle| &circle.group.members));
+                let (store, snapshot) = match self.look_at(ranges.chain(peers)) {
+                    Ok(seen) => seen,
+                    Err(because) => return Ok(Entry::Deferred(*because)),
+                };
+                let reports = peers_reports(&snapshot);
+                let covered: Vec<_> = circles.iter().map(|circle| (&*circle.group, proven(&reports, circle))).collect();
+                match recovery::said(&record, self.myself(), asks, &covered, &snapshot) {
+                    Said::Wait(because) => return Ok(Entry::Deferred(because)),
+                    Said::NotOurs => {
+                        disk::remove(&self.record_path)?;
+                        return self.enter(intent);
                     }
-                    Err(error) => return Ok(Entry::Deferred(because_of(&error))),
+                    Said::Go(None) => {}
+                    Said::Go(Some(retarget)) => match store.commit(&retarget) {
+                        Ok(Outcome::Committed(_)) => {}
+                        Ok(Outcome::Refused) => {
+                            return Ok(deferred(reason::LOST_RACE, None, "the group changed meanwhile"));
+                        }
+                        Err(error) => return Ok(Entry::Deferred(because_of(&error))),
+                    },
                 }
+                record.holds = recovery::still_ours(&record.holds, self.me, &snapshot);
             }
         }
-        if let (Ok(store), true, false) = (&self.store, retargets, lanes) {
+        if let (Ok(store), true) = (&self.store, another && asks != Asks::Retargets) {
             let _ = store.commit(&protocol::retold(&record.holds, self.me)); // for people: nobody else can hold it
         }
-        if let (Phase::Repairing, Action::Act) = machine::step(record.phase.into(), Event::Repair) {
-            record.phase = RecordPhase::Repairing;
-        }
-        record.boot_id = self.boot_id.clone();
         self.save(&record)?;
         // That it is not healthy was seen a moment ago.
-        Ok(Entry::Act { leads: false, ground: Ground::Spared })
+        Ok(Entry::Act { leads: false, down: Vec::new() })
     }
 
-    /// Where several may hold a group: a commit that has not settled anywhere is taken by one member at a time.
-    fn somebody_tries(&self, snapshot: &Snapshot, circles: &[&Circle<'_>]) -> Option<Because> {
-        let reports = peers_reports(snapshot);
-        circles.iter().find_map(|circle| {
-            if proven(&reports, circle).contains(&self.seq) {
-                return None;
-            }
-            let holds = circle.ids().flat_map(|id| protocol::holds_in(snapshot, id));
-            let mut others = holds.map(|(hold, _)| hold).filter(|hold| hold.node != *self.me);
-            let first = others.find(|hold| hold.commit == self.commit)?;
-            let sentence = format!("{} tries {}, which has not settled yet", first.node, self.commit.short());
-            Some(Because::new(reason::FIRST_ALONE, Some(&circle.group.id), sentence).held_by(&first))
-        })
-    }
-
-    /// The record goes on: what the machine says is carried out. What stays undone is told.
+    /// The record goes on: what was decided is carried out. What stays undone is told.
     fn advance(&self, event: Event) -> Result<Option<Because>, DiskError> {
-        let Some(mut record) = self.record() else { return Ok(None) };
-        match machine::step(record.phase.into(), event).1 {
-            Action::Settle => {
-                record.phase = RecordPhase::Settling;
-                record.acted_ms = millis(self.clock.awake());
-                record.acted_boot = self.boot_id.clone();
+        let Some(record) = self.record() else { return Ok(None) };
+        let next = recovery::advance(&record, event, &self.boot_id, millis(self.clock.awake()));
+        self.carry_out(&record, next)
+    }
+
+    fn carry_out(&self, record: &Record, next: Next) -> Result<Option<Because>, DiskError> {
+        match next {
+            Next::Settles(record) => self.save(&record).map(|()| None),
+            Next::Release => self.release(record),
+            Next::Fails(record) => {
                 self.save(&record)?;
-                Ok(None)
+                self.tell_failure(record).map(|()| None)
             }
-            Action::Release => self.release(&record),
-            Action::Fail(why) => {
-                if record.phase != RecordPhase::Failed || record.why != why {
-                    record.phase = RecordPhase::Failed;
-                    record.why = why;
-                    self.save(&record)?;
-                    if let Ok(store) = &self.store {
-                        // Best effort: a hold that does not end speaks for itself.
-                        let _ = store.commit(&protocol::fail(&record.holds, self.me, &record.why));
-                    }
-                }
-                Ok(None)
-            }
-            Action::Wait(because) => Ok(Some(because)),
-            other => Ok(Some(Because::new(reason::INTERNAL, None, format!("{other:?} while {:?}", record.phase)))),
+            Next::Stays(because) => Ok(because),
         }
     }
 
-    /// The member was restarted, or runs after an interruption: now it must prove itself.
+    /// Best effort: a hold that does not end speaks for itself.
+    fn tell_failure(&self, mut record: Record) -> Result<(), DiskError> {
+        let Ok(store) = &self.store else { return Ok(()) };
+        let told = store.commit(&protocol::fail(&record.holds, self.me, &record.why));
+        if matches!(told, Ok(Outcome::Refused))
+            && let Ok(holds) = self.read_again(*store, &record)
+            && holds.len() == record.holds.len()
+        {
+            // An operator wrote them back.
+            record.holds = holds;
+            self.save(&record)?;
+            let _ = store.commit(&protocol::fail(&record.holds, self.me, &record.why));
+        }
+        Ok(())
+    }
+
+    /// A store that has this hold again is an older one.
+    fn saw(&self, revision: i64) {
+        let Ok(Ok(Some(pin))) = read_pin(&self.pin_path) else { return };
+        if revision > pin.revision
+            && let Err(error) = save_pin(&self.pin_path, &Pin { revision, ..pin })
+        {
+            tracing::warn!(node = %self.me, "{}", reason::chain(&error));
+        }
+    }
+
+    /// Those of a record's holds that are still ours.
+    fn read_again(&self, store: &dyn LockStore, record: &Record) -> Result<Vec<(Hold, i64)>, StoreError> {
+        let ranges: Vec<String> = record.holds.iter().map(|(hold, _)| protocol::hold_range(&hold.group)).collect();
+        let snapshot = store.read(&ranges.iter().map(String::as_str).collect::<Vec<_>>())?;
+        Ok(recovery::still_ours(&record.holds, self.me, &snapshot))
+    }
+
+    /// The member was restarted with the record's commit: now it must prove itself.
     pub fn acted(&self) -> Result<(), DiskError> {
         self.advance(Event::Acted).map(drop)
+    }
+
+    /// The member runs after an interruption, perhaps with what it had before.
+    pub fn interrupted(&self) -> Result<(), DiskError> {
+        let Some(record) = self.record() else { return Ok(()) };
+        let next = recovery::interrupted(&record, &self.boot_id, millis(self.clock.awake()));
+        self.carry_out(&record, next).map(drop)
     }
 
     /// It settles since before this boot, and the clock began anew.
@@ -480,17 +444,14 @@ impl<'a> Session<'a> {
             let store = self.store.clone()?;
             let told = |error: StoreError| because_of(&error);
             match store.commit(&protocol::release(&record.holds, self.me)).map_err(told)? {
-                Outcome::Committed(_) => Ok(()),
-                // Some are not ours any more (an operator released them); what is left goes back all the same.
+                Outcome::Committed(revision) => {
+                    self.saw(revision);
+                    Ok(())
+                }
+                // Some are not ours any more (an operator released them), or were written back to a restored store; what is
+                // left goes back all the same.
                 Outcome::Refused => {
-                    let ranges: Vec<String> =
-                        record.holds.iter().map(|(hold, _)| protocol::hold_range(&hold.group)).collect();
-                    let snapshot = store.read(&ranges.iter().map(String::as_str).collect::<Vec<_>>()).map_err(told)?;
-                    let mut left = record.holds.clone();
-                    left.retain(|(hold, token)| {
-                        let entry = snapshot.get(&protocol::hold_key(&hold.group, hold.lane, self.me));
-                        entry.is_some_and(|entry| entry.create_revision == *token)
-                    });
+                    let left = self.read_again(store, record).map_err(told)?;
                     if left.is_empty() {
                         return Ok(());
                     }
@@ -524,28 +485,28 @@ impl<'a> Session<'a> {
         asked.collect()
     }
 
-    fn save(&self, record: &Record) -> Result<(), DiskError> {
+    pub(super) fn save(&self, record: &Record) -> Result<(), DiskError> {
         let bytes = serde_json::to_vec_pretty(record).expect("a record is plain data");
         disk::write_atomic(&self.record_path, &bytes, 0o600)
     }
 
     /// Says that this node wants the groups, and for how long it has been saying so.
-    fn want(&self, store: &dyn LockStore, intent: &Intent<'_>) -> u64 {
-        let now = self.clock.now();
+    pub(super) fn want(&self, store: &dyn LockStore, groups: &[GroupId]) -> u64 {
+        let awake_ms = millis(self.clock.awake());
         let mut longest = 0;
-        for group in &intent.groups {
+        for group in groups {
             let key = protocol::want_key(self.me, group);
             let last = store
                 .read(&[&key])
                 .ok()
                 .and_then(|snapshot| serde_json::from_slice::<Want>(&snapshot.get(&key)?.value).ok());
             match last {
-                Some(want) if want.commit == self.commit => {
-                    let secs = now.duration_since(want.since).as_secs();
-                    longest = longest.max(u64::try_from(secs).unwrap_or(0));
+                Some(want) if want.commit == self.commit && want.boot_id == self.boot_id => {
+                    longest = longest.max(awake_ms.saturating_sub(want.awake_ms) / 1000);
                 }
                 _ => {
-                    let want = Want { commit: self.commit.clone(), since: now };
+                    let since = self.clock.now();
+                    let want = Want { commit: self.commit.clone(), since, boot_id: self.boot_id.clone(), awake_ms };
                     let value = serde_json::to_vec(&want).expect("plain data");
                     let put = Transaction { when: Vec::new(), then: vec![Write::Put(key, value)] };
                     let _ = store.commit(&put); // a hint: order, never safety
@@ -555,8 +516,16 @@ impl<'a> Session<'a> {
         longest
     }
 
-    fn stop_wanting(&self, store: &dyn LockStore, intent: &Intent<'_>) {
-        let then = intent.groups.iter().map(|group| Write::Delete(protocol::want_key(self.me, group))).collect();
+    /// Nobody waits for a node that asks for nothing.
+    pub fn withdraw(&self) {
+        let groups: Vec<GroupId> = self.circles.iter().flat_map(|circle| circle.ids()).cloned().collect();
+        if let Ok(store) = &self.store {
+            self.stop_wanting(*store, &groups);
+        }
+    }
+
+    pub(super) fn stop_wanting(&self, store: &dyn LockStore, groups: &[GroupId]) {
+        let then = groups.iter().map(|group| Write::Delete(protocol::want_key(self.me, group))).collect();
         let _ = store.commit(&Transaction { when: Vec::new(), then }); // a hint: order, never safety
     }
 }
@@ -565,7 +534,13 @@ impl<'a> Session<'a> {
 #[derive(Serialize, Deserialize)]
 struct Want {
     commit: CommitId,
+    /// For people.
     since: jiff::Timestamp,
+    /// The same in awake time of this boot, which no clock step moves; after a boot the node asks anew.
+    #[serde(default)]
+    boot_id: String,
+    #[serde(default)]
+    awake_ms: u64,
 }
 
 /// One attempt at taking the holds of a batch.
@@ -579,8 +554,12 @@ struct Attempt<'s, 'a> {
     holds: Vec<(Hold, i64)>,
     /// Revision of the snapshot that the last judgement was made on.
     read_at: i64,
+    /// Revision of `meta` when the store was found to be the known one.
+    meta_at: i64,
+    /// Whose declarations it counted with.
+    declared: Vec<Declared>,
     leads: bool,
-    ground: Ground,
+    down: Vec<GroupId>,
 }
 
 impl Attempt<'_, '_> {
@@ -591,18 +570,23 @@ impl Attempt<'_, '_> {
     }
 
     fn judge(&mut self, phase: &Phase) -> Event {
+        let closed = self.session.closed(self.intent);
         let verdicts: Vec<Verdict> = match self.situations() {
             Ok(situations) => situations
                 .iter()
-                .map(|situation| match phase {
-                    Phase::Idle => quorum::may_claim(situation),
-                    _ => quorum::may_arm(situation),
+                .map(|situation| {
+                    let verdict = match phase {
+                        Phase::Idle => quorum::may_claim(situation),
+                        _ => quorum::may_arm(situation),
+                    };
+                    window::outside(closed.as_ref(), verdict, situation)
                 })
                 .collect(),
             Err(error) => return Event::Lost(because_of(&error)),
         };
-        let down = verdicts.iter().any(|verdict| matches!(verdict, Verdict::Go { ground: Ground::Down, .. }));
-        self.ground = if down { Ground::Down } else { Ground::Spared };
+        let down = self.circles.iter().zip(&verdicts);
+        let down = down.filter(|(_, verdict)| matches!(verdict, Verdict::Go { ground: Ground::Down, .. }));
+        self.down = down.map(|(circle, _)| circle.group.id.clone()).collect();
         Event::Judged(verdicts)
     }
 
@@ -611,6 +595,7 @@ impl Attempt<'_, '_> {
         let session = self.session;
         let ranges = self.ranges();
         let mut prefixes: Vec<String> = ranges.iter().map(protocol::hold_range).collect();
+        prefixes.extend(self.circles.iter().flat_map(|circle| circle.ids().map(protocol::spec_key)));
         prefixes.extend([protocol::FREEZES.to_owned(), "dead/".to_owned()]);
         let peers = self.circles.iter().flat_map(|circle| {
             let first = circle.after.iter().flat_map(|(_, members)| members);
@@ -619,7 +604,7 @@ impl Attempt<'_, '_> {
         let mut peers: Vec<&NodeName> = peers.collect();
         peers.sort();
         peers.dedup();
-        prefixes.extend(peers.iter().map(|peer| format!("n/{peer}/")));
+        prefixes.extend(protocol::said_by(peers));
         let snapshot = self.store.read(&prefixes.iter().map(String::as_str).collect::<Vec<_>>())?;
         self.read_at = snapshot.revision;
 
@@ -639,19 +624,25 @@ impl Attempt<'_, '_> {
         }
         self.leads = leaders.get(session.me).copied().unwrap_or(false);
 
+        let counted =
+            self.circles.iter().map(|circle| protocol::declared(&circle.group, self.view(circle).as_ref(), &snapshot));
+        let (views, declared): (Vec<Standing>, Vec<Vec<Declared>>) = counted.unzip();
+        self.declared = declared.into_iter().flatten().collect();
+
         let reports = peers_reports(&snapshot);
         let freeze = protocol::freeze_in(&snapshot, &ranges, session.me);
         let mut situations = Vec::new();
-        for (circle, gate) in self.circles.iter().zip(&gates) {
+        for ((circle, gate), view) in self.circles.iter().zip(&gates).zip(views) {
             let group: &Group = &circle.group;
             let holds = circle.ids().flat_map(|id| protocol::holds_in(&snapshot, id)).map(|(hold, _)| hold);
             let conflicting =
                 circle.conflicts.iter().flat_map(|id| protocol::holds_in(&snapshot, id)).map(|(hold, _)| hold);
+            // Nobody needs another one there: its lanes are counted, and nobody is asked.
+            let unasked =
+                if group.is_lanes() { Health::Healthy } else { Health::Unknown("it was not asked".to_owned()) };
             let members = group.members.iter().enumerate().map(|(at, name)| Member {
                 name: name.clone(),
-                health: gate
-                    .get(at)
-                    .map_or_else(|| Health::Unknown("it was not asked".to_owned()), |evidence| evidence.health.clone()),
+                health: gate.get(at).map_or_else(|| unasked.clone(), |evidence| evidence.health.clone()),
                 leads: leaders.get(name).copied().unwrap_or(false),
                 applied_seq: reports.get(name).and_then(|r| r.applied.as_ref()).map(|at| at.seq),
                 wants_since: snapshot
@@ -685,11 +676,17 @@ impl Attempt<'_, '_> {
                 conflicting: conflicting.collect(),
                 proven: proven(&reports, circle),
                 freeze: freeze.clone(),
+                view,
                 after: after.collect(),
                 asked_secs: self.asked_secs,
             });
         }
         Ok(situations)
+    }
+
+    fn view(&self, circle: &Circle<'_>) -> Option<View> {
+        let (commit, seq) = (self.session.commit.clone(), self.session.seq);
+        Some(View { seq, commit, digest: circle.view.clone()? })
     }
 
     fn claim(&mut self, lanes: &[usize]) -> Event {
@@ -713,7 +710,8 @@ impl Attempt<'_, '_> {
             }
         }
         let holds: Vec<Hold> = holds.into_values().collect();
-        let transaction = protocol::claim(&holds, &self.ranges(), self.read_at, session.me);
+        let mut transaction = protocol::claim(&holds, &self.ranges(), &self.declared, self.read_at, session.me);
+        transaction.when.push(epoch::same_epoch(self.meta_at));
         match self.store.commit(&transaction) {
             Ok(Outcome::Committed(revision)) => {
                 self.holds = holds.into_iter().map(|hold| (hold, revision)).collect();
@@ -737,8 +735,7 @@ impl Attempt<'_, '_> {
         };
         let held =
             ids.into_iter().collect::<BTreeSet<_>>().into_iter().flat_map(|id| protocol::holds_in(&snapshot, id));
-        let mine: Vec<_> = held.filter(|(hold, _)| hold.attempt == self.id && hold.node == *self.session.me).collect();
-        let written = !mine.is_empty() && mine.iter().all(|(hold, _)| hold.phase == phase);
+        let (mine, written) = recovery::found(held, self.session.me, &self.id, phase);
         if !mine.is_empty() {
             self.holds = mine;
         }
@@ -746,7 +743,8 @@ impl Attempt<'_, '_> {
     }
 
     fn arm(&mut self) -> Event {
-        let transaction = protocol::arm(&self.holds, &self.ranges(), self.read_at, self.session.me);
+        let mut transaction = protocol::arm(&self.holds, &self.ranges(), self.read_at, self.session.me);
+        transaction.when.push(epoch::same_epoch(self.meta_at));
         match self.store.commit(&transaction) {
             Ok(Outcome::Committed(_)) => {
                 for (hold, _) in &mut self.holds {
@@ -771,6 +769,7 @@ impl Attempt<'_, '_> {
             acted_boot: String::new(),
             start_secs_max: self.intent.start_secs_max,
             why: String::new(),
+            lent: None,
         }
     }
 }
@@ -803,13 +802,14 @@ pub fn read_record(path: &Path) -> Option<Record> {
         phase: RecordPhase::Failed,
         holds: Vec::new(),
         batch: format!("something that {} does not tell any more ({why})", path.display()),
-        commit: CommitId::new("unknown"),
+        commit: CommitId::new(recovery::UNKNOWN),
         seq: 0,
         boot_id: String::new(),
         acted_ms: 0,
         acted_boot: String::new(),
         start_secs_max: 0,
         why: "its record cannot be read".to_owned(),
+        lent: None,
     };
     match disk::read_bounded(path, 1 << 20) {
         Ok(None) => None,
@@ -818,6 +818,26 @@ pub fn read_record(path: &Path) -> Option<Record> {
     }
 }
 
-fn millis(time: Duration) -> u64 {
+/// `Ok(Err(_))`: there is one and it cannot be read.
+pub fn read_pin(path: &Path) -> Result<Result<Option<Pin>, String>, DiskError> {
+    let Some(bytes) = disk::read_bounded(path, 1 << 16)? else { return Ok(Ok(None)) };
+    let unreadable = |_| format!("{} cannot be read", path.display());
+    Ok(serde_json::from_slice(&bytes).map(Some).map_err(unreadable))
+}
+
+fn save_pin(path: &Path, pin: &Pin) -> Result<(), DiskError> {
+    let bytes = serde_json::to_vec_pretty(pin).expect("texts and numbers");
+    disk::write_atomic(path, &bytes, 0o600)
+}
+
+/// The store answered with a lower revision than before: that stays known while it counts up again.
+pub fn saw_it_fall(path: &Path) -> Result<(), DiskError> {
+    match read_pin(path)? {
+        Ok(Some(pin)) if !pin.fell => save_pin(path, &Pin { fell: true, ..pin }),
+        Ok(_) | Err(_) => Ok(()),
+    }
+}
+
+pub(super) fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }

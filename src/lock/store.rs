@@ -154,6 +154,11 @@ pub trait LockStore: Send + Sync {
     /// it must not wait, nor call this store. A store that does not answer is no error here: the watch begins when it
     /// answers again.
     fn watch(&self, prefixes: &[&str], on_change: Box<dyn Fn() + Send + Sync>) -> Result<Watch, StoreError>;
+
+    /// What people should know of the servers that answered so far. None of it keeps anybody from working.
+    fn warnings(&self) -> Vec<String> {
+        Vec::new()
+    }
 }
 
 /// The end of the range of keys that begins with this prefix; none if it names one key.

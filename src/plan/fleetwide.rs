@@ -5,22 +5,26 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use serde::Serialize;
+
 use crate::fleet::select::NodeSpec;
-use crate::fleet::{Environment, Group};
+use crate::fleet::{Cluster, Environment, Group};
 use crate::host::Observed;
 use crate::lock::quorum;
 use crate::name::{ClusterName, GroupId, HostPath, NodeName, UnitName};
+use crate::plan::changes::{self, Before, Change};
 use crate::plan::known::{Known, Owned, RanWith};
 use crate::plan::{FileWrite, HoldNeed, UnitMove, plan};
 use crate::render::Desired;
 use crate::resource::artifact::ArtifactState;
 use crate::resource::content::Content;
-use crate::resource::file::{FileChange, FileState, Regular, Stamp};
+use crate::resource::file::{FileChange, FileState, Policy, Regular, Stamp};
 use crate::resource::package::PackageState;
 use crate::resource::unit::{Active, Wanted};
 use crate::resource::{Digest, Resource, UnitState};
 
 /// What an environment goes through from one commit to another.
+#[derive(Serialize)]
 pub struct FleetPlan {
     pub nodes: usize,
     /// Nodes that change, in order of declaration.
@@ -30,15 +34,23 @@ pub struct FleetPlan {
     /// Nodes that are new, and nodes that are gone.
     pub joined: Vec<NodeName>,
     pub left: Vec<NodeName>,
+    /// Maintenance windows of the clusters that have any and are disrupted: the steps begin inside them only.
+    pub windows: BTreeMap<ClusterName, Vec<String>>,
     pub total_secs: u64,
 }
 
+#[derive(Serialize)]
 pub struct NodeChange {
     pub node: NodeName,
+    /// The same, one by one, for machines.
+    pub changes: Vec<Change>,
+    #[serde(skip)]
     pub files: Vec<FileDiff>,
     /// `install haproxy`, `kafka 3.9.0 -> 3.9.1`, `action format-storage`, `enable x.service`.
+    #[serde(skip)]
     pub others: Vec<String>,
     /// Units that restart, reload, start or stop.
+    #[serde(skip)]
     pub units: Vec<(&'static str, UnitName)>,
 }
 
@@ -56,6 +68,7 @@ pub struct FileDiff {
 }
 
 /// One node's protected unit going away for a while.
+#[derive(Serialize)]
 pub struct Disruption {
     pub node: NodeName,
     pub cluster: ClusterName,
@@ -67,6 +80,7 @@ pub struct Disruption {
     pub leads: bool,
 }
 
+#[derive(Serialize)]
 pub struct Stays {
     pub group: GroupId,
     pub up: usize,
@@ -111,7 +125,11 @@ pub fn compare(
     }
     let steps = schedule(environment, &disrupted, live);
     let total_secs = steps.iter().map(|step| step.from_secs + duration(environment, step, live)).max().unwrap_or(0);
+    let disrupted = |cluster: &&Cluster| steps.iter().any(|step| step.cluster == cluster.name);
+    let windows = environment.clusters.iter().filter(disrupted).filter(|cluster| !cluster.windows.is_empty());
+    let windows = windows.map(|cluster| (cluster.name.clone(), said(cluster))).collect();
     FleetPlan {
+        windows,
         nodes: environment.nodes.len(),
         changes,
         steps,
@@ -119,6 +137,18 @@ pub fn compare(
         left: base.keys().filter(|node| !head.contains_key(*node)).cloned().collect(),
         total_secs,
     }
+}
+
+fn said(cluster: &Cluster) -> Vec<String> {
+    cluster.windows.iter().map(ToString::to_string).collect()
+}
+
+/// When all of a node may be away, as far as maintenance windows say.
+fn in_windows(spec: &NodeSpec<'_>) -> String {
+    let clusters = spec.node.clusters.iter().filter_map(|name| spec.fleet.environment.cluster(name));
+    let bound = clusters.filter(|cluster| !cluster.windows.is_empty());
+    let said: Vec<String> = bound.map(|cluster| format!("{} {} UTC", cluster.name, said(cluster).join(", "))).collect();
+    if said.is_empty() { String::new() } else { format!(", in the windows of {}", said.join(" and ")) }
 }
 
 /// A unit that goes away, by which verb, and the groups that it takes a member from.
@@ -129,13 +159,18 @@ fn compare_node(before: &Side<'_>, after: &Side<'_>) -> (Option<NodeChange>, Dis
     let new = on_paper(&after.desired);
     let (observed, known) = converged_at(&old, &before.spec.groups);
     let plan = plan(&new, &observed, &known, &after.spec.groups);
-    let mut change =
-        NodeChange { node: after.spec.node.name.clone(), files: Vec::new(), others: Vec::new(), units: Vec::new() };
-    let mut disruptions = Vec::new();
     let old_files: BTreeMap<&HostPath, &Content> = files(&old).collect();
+    let mut change = NodeChange {
+        node: after.spec.node.name.clone(),
+        changes: changes::of(&plan, &Before::Commit(&old_files)),
+        files: Vec::new(),
+        others: Vec::new(),
+        units: Vec::new(),
+    };
+    let mut disruptions = Vec::new();
     for batch in &plan.batches {
         change.files.extend(batch.files.iter().map(|file| diff(file, old_files.get(&file.spec.path).copied())));
-        change.files.extend(batch.removals.iter().map(|path| FileDiff {
+        change.files.extend(batch.removals.iter().map(|(path, _)| FileDiff {
             path: path.clone(),
             before: old_files.get(path).map(|content| content.shown().to_vec()),
             after: None,
@@ -143,7 +178,9 @@ fn compare_node(before: &Side<'_>, after: &Side<'_>) -> (Option<NodeChange>, Dis
             attributes: None,
         }));
         change.others.extend(batch.packages.iter().map(|(package, what)| format!("package {}: {what}", package.name)));
-        change.others.extend(batch.artifacts.iter().map(|(_, what)| what.clone()));
+        change.others.extend(batch.uninstall.iter().map(|name| format!("package {name}: remove, if we installed it")));
+        change.others.extend(batch.artifacts.iter().map(|artifact| artifact.what.clone()));
+        change.others.extend(batch.discards.iter().map(|into| format!("remove the artifact in {into}")));
         change.others.extend(batch.actions.iter().map(|action| format!("action {}", action.name)));
         for action in &batch.moves {
             let unit = &action.spec().name;
@@ -158,8 +195,23 @@ fn compare_node(before: &Side<'_>, after: &Side<'_>) -> (Option<NodeChange>, Dis
                 disruptions.push((unit.clone(), action.verb(), batch.groups.clone()));
             }
         }
+        if !batch.risk.is_empty() {
+            let areas: Vec<String> = batch.risk.iter().map(ToString::to_string).collect();
+            let areas = areas.join(", ");
+            change.others.push(format!(
+                "node-risk ({areas}): under a hold of the whole node{}, put back unless confirmed",
+                in_windows(&after.spec)
+            ));
+        }
+        if !batch.reboot.is_empty() {
+            let (needs, windows) = (batch.reboot.join(", "), in_windows(&after.spec));
+            change.others.push(format!("reboot for {needs}, under a hold of the whole node{windows}"));
+        }
         change.units.extend(batch.retire.iter().map(|unit| ("stop", unit.clone())));
     }
+    change.others.extend(plan.outgrown.iter().map(|spec| {
+        format!("{}: a seed whose template changes; a node that has the file keeps it as it is", spec.path)
+    }));
     let nothing = change.files.is_empty() && change.others.is_empty() && change.units.is_empty();
     ((!nothing).then_some(change), disruptions)
 }
@@ -222,7 +274,7 @@ fn converged_at(desired: &Desired, groups: &[&Group]) -> (Observed, Known) {
     // What a first run would record as each unit's inputs.
     let first = plan(desired, &nobody, &empty, groups);
     let mut observed = nobody.clone();
-    let mut known = Known::default();
+    let mut known = Known { has_settled: true, ..Known::default() };
     for batch in &first.batches {
         for (name, part) in &batch.units {
             let ids = first.units.get(name).cloned().unwrap_or_default();
@@ -231,6 +283,9 @@ fn converged_at(desired: &Desired, groups: &[&Group]) -> (Observed, Known) {
             known.units.insert(name.clone(), ran);
         }
     }
+    known.uses = first.uses.clone();
+    // On paper every candidate runs: who does is not in the repository.
+    known.held = known.units.keys().cloned().collect();
     for placed in &desired.resources {
         let id = placed.resource.id();
         known.owned.insert(
@@ -241,7 +296,9 @@ fn converged_at(desired: &Desired, groups: &[&Group]) -> (Observed, Known) {
                 stamp: None,
                 written: true,
                 secret: false,
-                keep: false,
+                secret_comes: false,
+                owed: false,
+                keep: matches!(&placed.resource, Resource::File(spec) if spec.policy == Policy::Seed),
             },
         );
         match &placed.resource {
@@ -266,15 +323,16 @@ fn converged_at(desired: &Desired, groups: &[&Group]) -> (Observed, Known) {
                     masked: spec.state == Wanted::Masked,
                     invocation: PAPER.to_owned(),
                     needs_daemon_reload: false,
+                    drop_ins: Vec::new(),
                 };
                 observed.units.insert(spec.name.clone(), state);
             }
             Resource::Package(spec) => {
-                let state = PackageState::Installed { version: spec.version.clone() };
+                let state = PackageState::Installed { version: spec.version.clone(), held: spec.hold };
                 observed.packages.insert(spec.name.clone(), state);
             }
             Resource::Artifact(spec) => {
-                let state = ArtifactState::Current { version: spec.version.clone() };
+                let state = ArtifactState::Current { version: spec.version.clone(), sha256: spec.sha256.clone() };
                 observed.artifacts.insert(spec.into.clone(), state);
             }
             Resource::Action(spec) => {
@@ -282,6 +340,7 @@ fn converged_at(desired: &Desired, groups: &[&Group]) -> (Observed, Known) {
             }
         }
     }
+    known.booted = known.booted.look(desired, &[], &empty, PAPER);
     (observed, known)
 }
 
@@ -289,7 +348,7 @@ fn converged_at(desired: &Desired, groups: &[&Group]) -> (Observed, Known) {
 fn schedule(environment: &Environment, disrupted: &BTreeMap<NodeName, Disrupted>, live: &Live) -> Vec<Disruption> {
     let mut steps: Vec<Disruption> = Vec::new();
     let mut ends: BTreeMap<ClusterName, u64> = BTreeMap::new();
-    let mut waiting: Vec<&crate::fleet::Cluster> = environment.clusters.iter().collect();
+    let mut waiting: Vec<&Cluster> = environment.clusters.iter().collect();
     while !waiting.is_empty() {
         // `check` refuses cycles; if one came through all the same, take the rest as it stands.
         let ready = waiting
@@ -306,7 +365,7 @@ fn schedule(environment: &Environment, disrupted: &BTreeMap<NodeName, Disrupted>
 
 fn schedule_cluster(
     environment: &Environment,
-    cluster: &crate::fleet::Cluster,
+    cluster: &Cluster,
     disrupted: &BTreeMap<NodeName, Disrupted>,
     live: &Live,
     begin: u64,

@@ -1,7 +1,7 @@
 //! Guards that a node can judge by itself: what the target would do here, against what its ledger remembers.
 //!
 //! A commit that goes beyond one is not taken by this node; the last good one stays in force. PURE. Never: a guard lifted by
-//! anything but a trailer in a verified commit.
+//! anything but fleet.toml, which root signs, or a trailer in a verified commit.
 
 use std::collections::BTreeSet;
 
@@ -13,6 +13,7 @@ use crate::reason;
 use crate::render::Desired;
 use crate::resource::{Digest, Id, Kind};
 use crate::secrets::Unsealed;
+use crate::secrets::fingerprint::Fingerprints;
 use crate::trust::commit::Allowance;
 
 /// What one node would have of a commit.
@@ -20,13 +21,14 @@ pub struct Target<'a> {
     pub fleet: &'a Fleet,
     pub desired: &'a Desired,
     pub unsealed: &'a Unsealed,
+    pub fingerprints: &'a Fingerprints,
     /// Guards lifted by commits that are new since the applied one.
     pub lifted: &'a [Allowance],
 }
 
 /// `None`: no guard holds the target back here.
 pub fn judge(target: &Target<'_>, known: &Known) -> Option<Because> {
-    mass_removal(target, known).or_else(|| {
+    mass_removal(target, known).or_else(|| node_removal(target, known)).or_else(|| {
         target.seen().into_iter().find_map(|(name, now)| {
             let before = known.secrets.get(&name)?;
             let environment = &target.fleet.environment.name;
@@ -35,7 +37,7 @@ pub fn judge(target: &Target<'_>, known: &Known) -> Option<Because> {
                     format!("secret {name} goes back from version {} to version {}", before.version, now.version);
                 return target.unless_lifted("secret-rollback", name.as_str(), sentence);
             }
-            let silent = now.version == before.version && now.value != before.value;
+            let silent = now.version == before.version && before.value.is_some() && now.value != before.value;
             silent.then(|| {
                 let sentence = format!(
                     "secret {name} has another value and still version {}, so nothing that uses it would restart; \
@@ -52,7 +54,7 @@ fn mass_removal(target: &Target<'_>, known: &Known) -> Option<Because> {
     let wanted: BTreeSet<Id> = target.desired.resources.iter().map(|placed| placed.resource.id()).collect();
     let leaves = known.owned.iter().filter(|(id, owned)| {
         // Of other kinds nothing is ever taken away.
-        matches!(id.kind, Kind::File | Kind::Unit) && !owned.keep && !wanted.contains(*id)
+        matches!(id.kind, Kind::File | Kind::Unit | Kind::Package) && !owned.keep && !wanted.contains(*id)
     });
     let leaves: Vec<&Id> = leaves.map(|(id, _)| id).collect();
     let max = target.fleet.guards.mass_removal;
@@ -68,6 +70,18 @@ fn mass_removal(target: &Target<'_>, known: &Known) -> Option<Because> {
         some.join(", ")
     );
     target.unless_lifted("mass-removal", node, sentence)
+}
+
+/// A node whose machine still runs would be forgotten by its groups: they would count without it.
+fn node_removal(target: &Target<'_>, known: &Known) -> Option<Because> {
+    let environment = &target.fleet.environment;
+    let left = known.standing.iter().filter(|name| environment.node(name).is_none());
+    let left = left.filter(|_| !target.fleet.guards.node_removal);
+    left.filter_map(|node| {
+        let sentence = format!("{node} leaves the topology without having been retired (`state = \"retired\"` first)");
+        target.unless_lifted("node-removal", node.as_str(), sentence)
+    })
+    .next()
 }
 
 impl Target<'_> {
@@ -86,7 +100,8 @@ impl Target<'_> {
         let versions = &self.fleet.environment.secrets;
         let seen = self.unsealed.opened().filter_map(|(name, secret)| {
             let version = versions.get(name)?.version;
-            Some((name.clone(), SecretSeen { version, value: Digest::of(secret.expose()) }))
+            let value = self.fingerprints.of(Digest::of(secret.expose()));
+            Some((name.clone(), SecretSeen { version, value: Some(value) }))
         });
         seen.collect()
     }

@@ -2,14 +2,16 @@
 //!
 //! PURE. Never: a value that came from a secret; it works on masked text only.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use similar::{ChangeTag, TextDiff};
+use similar::{ChangeTag, DiffTag, TextDiff};
 
 use crate::name::{HostPath, NodeName};
-use crate::plan::fleetwide::{FileDiff, FleetPlan};
+use crate::plan::fleetwide::{FileDiff, FleetPlan, NodeChange};
 use crate::plan::{Blocked, FileWrite, HoldNeed, Plan, Why};
+use crate::reason;
 use crate::resource::file::FileChange;
 
 /// Marks around parts of the text; empty where there is no colour.
@@ -145,11 +147,30 @@ pub fn environment(name: &str, plan: &FleetPlan, rollback: Option<&str>, paint: 
             .collect();
         let head = ["#", "node", "unit", "what stays up", "from"].map(str::to_owned);
         out.push_str(&table(&head, &rows, "  "));
+        for (cluster, windows) in &plan.windows {
+            let _ = writeln!(out, "  {cluster} moves in its windows only: {} (UTC).", windows.join(", "));
+        }
         let _ = write!(out, "  {dim}A gate that fails at any step stops the rest.");
         if let Some(commit) = rollback {
             let _ = write!(out, " Rollback: git revert {commit}");
         }
         let _ = writeln!(out, "{off}");
+    }
+    out
+}
+
+/// One node of an environment, file by file.
+pub fn node_change(change: &NodeChange, paint: Paint) -> String {
+    let Paint { bold, off, .. } = paint;
+    let mut out = String::new();
+    for file in &change.files {
+        let _ = writeln!(out, "{} {bold}{}{off}\n{}", mark(file), file.path, file_diff(file, paint).trim_end());
+    }
+    for other in &change.others {
+        let _ = writeln!(out, "* {other}");
+    }
+    for (verb, unit) in &change.units {
+        let _ = writeln!(out, "* {verb} {unit}");
     }
     out
 }
@@ -188,6 +209,8 @@ pub fn names(nodes: &[NodeName]) -> String {
 
 /// Changed lines shown of one file; the rest is counted.
 const LINES_MAX: usize = 40;
+/// Characters shown of a line.
+const COLUMNS_MAX: usize = 300;
 
 fn mark(file: &FileDiff) -> &'static str {
     match (&file.before, &file.after) {
@@ -203,6 +226,11 @@ fn file_diff(file: &FileDiff, paint: Paint) -> String {
     let mut out = String::new();
     for (name, from, to) in &file.secrets {
         let _ = writeln!(out, "    secret {name}: version {from} -> {to}");
+        if to < from {
+            let trailer = format!("Converger-Allow: secret-rollback {name}");
+            let _ =
+                writeln!(out, "    nodes refuse an older version, unless a signed commit has the trailer `{trailer}`");
+        }
     }
     if let Some((from, to)) = &file.attributes {
         let _ = writeln!(out, "    {from} -> {to}");
@@ -241,7 +269,7 @@ pub fn text_diff(before: &[u8], after: &[u8], paint: Paint) -> String {
                     ChangeTag::Insert => ("+", green),
                     ChangeTag::Equal => (" ", dim),
                 };
-                let _ = writeln!(out, "  {colour}{mark} {}{off}", change.value().trim_end_matches('\n'));
+                let _ = writeln!(out, "  {colour}{mark} {}{off}", harmless(change.value().trim_end_matches('\n')));
             }
         }
     }
@@ -251,14 +279,54 @@ pub fn text_diff(before: &[u8], after: &[u8], paint: Paint) -> String {
     out
 }
 
+/// A line of somebody else's file must not steer a terminal, nor fill a log.
+fn harmless(line: &str) -> Cow<'_, str> {
+    let is_odd = |c: char| c.is_control() && c != '\t';
+    if line.chars().count() <= COLUMNS_MAX && !line.contains(is_odd) {
+        return Cow::Borrowed(line);
+    }
+    let more = if line.chars().count() > COLUMNS_MAX { "…" } else { "" };
+    let shown: String = line.chars().take(COLUMNS_MAX).collect();
+    Cow::Owned(shown.replace(is_odd, "\u{fffd}") + more)
+}
+
+/// Where two texts differ, and nothing of what is there: `lines 2, 5-7 of 9 differ`, by the numbers of the first one.
+pub fn changed_lines(before: &[u8], after: &[u8]) -> String {
+    let (Ok(before), Ok(after)) = (std::str::from_utf8(before), std::str::from_utf8(after)) else {
+        return "it differs, and is no text".to_owned();
+    };
+    let diff = TextDiff::from_lines(before, after);
+    let ranges = diff.ops().iter().filter(|op| op.tag() != DiffTag::Equal).map(|op| {
+        let old = op.old_range();
+        match old.len() {
+            0 => format!("after {}", old.start),
+            1 => old.end.to_string(),
+            _ => format!("{}-{}", old.start + 1, old.end),
+        }
+    });
+    let ranges: Vec<String> = ranges.collect();
+    format!("lines {} of {} differ", ranges.join(", "), before.lines().count())
+}
+
 /// One node's plan against its host (`--dry-run`).
 pub fn node(plan: &Plan<'_>, paint: Paint) -> String {
     let Paint { bold, dim, off, .. } = paint;
     let commit = plan.commit.map_or("the work tree", |commit| commit.short());
-    if plan.is_empty() {
+    let left = plan.audit.len() + plan.resting.len() + plan.outgrown.len();
+    if plan.is_empty() && left == 0 {
         return format!("{} is as {commit} wants it: nothing to do\n", plan.node);
     }
     let mut out = format!("{bold}{}{off} -> {commit}\n", plan.node);
+    for (files, why) in [(&plan.audit, "policy = \"audit\""), (&plan.resting, reason::DRIFT_FIGHT.id)] {
+        for file in files {
+            let _ = writeln!(out, "left as it is ({why})");
+            out.push_str(&node_file(file, paint));
+        }
+    }
+    for spec in &plan.outgrown {
+        let _ =
+            writeln!(out, "left as it is (policy = \"seed\")\n  {}   its template is another one by now", spec.path);
+    }
     for batch in &plan.batches {
         let hold = match batch.hold {
             HoldNeed::None => String::new(),
@@ -267,18 +335,32 @@ pub fn node(plan: &Plan<'_>, paint: Paint) -> String {
                 format!("   {dim}under a hold of {}{off}", groups.join(", "))
             }
         };
-        let _ = writeln!(out, "{bold}{}{off}{hold}", batch.name);
+        let risk = if batch.risk.is_empty() {
+            ""
+        } else {
+            "   node-risk: put back unless the node still reaches what it reached"
+        };
+        let _ = writeln!(out, "{bold}{}{off}{hold}{dim}{risk}{off}", batch.name);
         for (package, what) in &batch.packages {
             let _ = writeln!(out, "  + package {}: {what}", package.name);
         }
-        for (artifact, what) in &batch.artifacts {
-            let _ = writeln!(out, "  + {what} in {}", artifact.into);
+        for into in &batch.discards {
+            let _ = writeln!(out, "  - artifact {into}");
+        }
+        for artifact in &batch.artifacts {
+            let _ = writeln!(out, "  + {} in {}", artifact.what, artifact.spec.into);
         }
         for file in &batch.files {
             out.push_str(&node_file(file, paint));
         }
-        for path in &batch.removals {
+        for (path, _) in &batch.removals {
             let _ = writeln!(out, "  - {path}");
+        }
+        for (tool, file) in batch.not_acted_on() {
+            let _ = writeln!(out, "  * {} {}", tool.tool(), file.path);
+        }
+        for name in &batch.uninstall {
+            let _ = writeln!(out, "  - package {name}: remove, if nothing else needs it");
         }
         for action in &batch.actions {
             let _ = writeln!(out, "  * action {}", action.name);
@@ -288,6 +370,12 @@ pub fn node(plan: &Plan<'_>, paint: Paint) -> String {
         }
         for unit in &batch.retire {
             let _ = writeln!(out, "  - {unit}: stop, disable");
+        }
+        for unit in &batch.again {
+            let _ = writeln!(out, "  * {unit}: stopped along by systemd, started again");
+        }
+        if !batch.reboot.is_empty() {
+            let _ = writeln!(out, "  * reboot the machine for {}", batch.reboot.join(", "));
         }
         for Blocked { id, why, .. } in &batch.blocked {
             let _ = writeln!(out, "  ! {id}: {why}");
@@ -301,15 +389,32 @@ fn node_file(file: &FileWrite<'_>, paint: Paint) -> String {
     match &file.change {
         FileChange::Create => format!("  + {}{why}\n", file.spec.path),
         FileChange::Attributes { from, to } => format!("  ~ {} {from} -> {to}{why}\n", file.spec.path),
-        FileChange::Content | FileChange::Blocked(_) => {
-            let mut out = format!("  ~ {}{why}\n", file.spec.path);
-            match &file.before {
-                // What is there may hold a secret, ours or somebody's: not shown.
-                Some(_) if file.secret => out.push_str("    (has secrets: not shown)\n"),
-                Some(before) => out.push_str(&text_diff(before, file.spec.content.shown(), paint)),
-                None => {}
-            }
-            out
+        FileChange::Content | FileChange::Blocked(_) | FileChange::Unsafe(_) => {
+            format!("  ~ {}{why}\n{}", file.spec.path, content_diff(file, paint))
         }
+    }
+}
+
+/// What drift was, for the log: of a file that not everybody may read, only which lines.
+pub fn drift_diff(file: &FileWrite<'_>) -> String {
+    const OTHERS_READ: u32 = 0o004;
+    match &file.before {
+        Some(before) if file.spec.mode & OTHERS_READ == 0 && !file.is_secret() => {
+            format!("    {}\n", changed_lines(before.bytes(), file.spec.content.shown()))
+        }
+        _ => content_diff(file, Paint::default()),
+    }
+}
+
+/// What is there against what comes, line by line; where a secret is or was, only which lines. Empty: it was not read.
+pub fn content_diff(file: &FileWrite<'_>, paint: Paint) -> String {
+    match &file.before {
+        // What is there may hold a secret, ours or somebody's.
+        Some(before) if file.is_secret() => {
+            let after = file.spec.content.bytes().unwrap_or_default();
+            format!("    has secrets: {}\n", changed_lines(before.bytes(), after))
+        }
+        Some(before) => text_diff(before.bytes(), file.spec.content.shown(), paint),
+        None => String::new(),
     }
 }

@@ -7,7 +7,9 @@
 use std::pin::pin;
 use std::time::Duration;
 
-use etcd_client::{Certificate, Client, ConnectOptions, Error, GetOptions, Identity, StatusResponse, TlsOptions};
+use etcd_client::{
+    Certificate, Client, ConnectOptions, Error, GetOptions, Identity, Member, StatusResponse, TlsOptions,
+};
 use tokio::task::JoinSet;
 
 use super::wire::{self, Deadline, authority};
@@ -73,7 +75,7 @@ async fn evidence(question: &Question, options: ConnectOptions, within: Duration
     }
     let mut views = vec![view];
     loop {
-        if agreeing(&views) > members / 2 {
+        if view.leader != 0 && agreeing(&views) > members / 2 {
             return Ok(evidence);
         }
         tokio::select! {
@@ -85,7 +87,18 @@ async fn evidence(question: &Question, options: ConnectOptions, within: Duration
             () = &mut over => break,
         }
     }
-    disagreement(&views, members)
+    let answer = if view.leader == 0 { leaderless(&views, members) } else { disagreement(&views, members) };
+    Ok(answer.unwrap_or_else(|why| Evidence { leads: evidence.leads, ..Evidence::unknown(why) }))
+}
+
+/// The asked member, the first, has no leader: its own fault if more than half of the members have one together.
+fn leaderless(views: &[View], members: usize) -> Result<Evidence, String> {
+    let together = |view: &View| views.iter().filter(|other| *other == view).count() > members / 2;
+    if views.iter().any(|view| view.leader != 0 && view.cluster == views[0].cluster && together(view)) {
+        return Ok(Evidence::unhealthy("has no leader, and most members have one").leading(false));
+    }
+    // An election, or the quorum is gone: whoever still votes is needed.
+    Err("has no leader, nor have most members".to_owned())
 }
 
 /// How many say the same as the asked member, which is the first.
@@ -113,26 +126,28 @@ fn disagreement(views: &[View], members: usize) -> Result<Evidence, String> {
     })
 }
 
-/// What the asked member proves by itself.
+/// What the asked member proves by itself; without a leader that is nothing yet.
 async fn ask_member(question: &Question, options: ConnectOptions) -> Result<(View, Evidence), String> {
     let mut client = Client::connect([url(question, &question.address)], Some(options)).await.map_err(words)?;
     let status = client.status().await.map_err(words)?;
     let (view, id) = read_status(&status).ok_or("its status has no header")?;
     let leads = view.leader == id;
-    let unhealthy = |why: String| Ok((view, Evidence::unhealthy(why).leading(leads)));
+    let unknown = |why: String| Ok((view, Evidence::unknown(why).leading(leads)));
 
     if status.is_learner() {
-        return unhealthy("is a learner, which has no vote".to_owned());
-    }
-    if !status.errors().is_empty() {
-        return unhealthy(quoted(&status.errors().join(", ")));
+        return Ok((view, Evidence::unhealthy("is a learner, which has no vote").leading(leads)));
     }
     if view.leader == 0 {
-        return unhealthy("has no leader".to_owned());
+        // The others tell whose fault that is.
+        return Ok((view, Evidence::healthy().leading(false)));
+    }
+    // An alarm is one of the whole cluster, and a member that lags still votes: neither makes it one to be spared.
+    if !status.errors().is_empty() {
+        return unknown(quoted(&status.errors().join(", ")));
     }
     let unapplied = status.raft_index().saturating_sub(status.raft_applied_index());
     if unapplied > UNAPPLIED_MAX {
-        return unhealthy(format!("has {unapplied} committed entries yet to apply"));
+        return unknown(format!("has {unapplied} committed entries yet to apply"));
     }
     match client.get("converger", Some(GetOptions::new().with_limit(1).with_keys_only())).await {
         Ok(_) => {}
@@ -143,11 +158,24 @@ async fn ask_member(question: &Question, options: ConnectOptions) -> Result<(Vie
     // A load balancer, or another member, must not answer in its place.
     let listed = client.member_list().await.map_err(words)?;
     let answered = listed.members().iter().find(|member| member.id() == id).ok_or("is no member of its own cluster")?;
-    let urls = answered.client_urls().iter().chain(answered.peer_urls());
-    if answered.name() != question.member.as_str() && !urls.into_iter().any(|url| host(url) == question.address) {
+    if !is_at(answered, question.member.as_str(), &question.address) {
         return Err(format!("member {} answers in its place", quoted(answered.name())));
     }
+    // A voter that nobody declared makes the quorum larger than it is counted.
+    let declared =
+        |voter: &&Member| question.members.iter().any(|(name, address)| is_at(voter, name.as_str(), address));
+    let mut voters = listed.members().iter().filter(|member| !member.is_learner());
+    if let Some(stranger) = voters.find(|voter| !question.members.is_empty() && !declared(voter)) {
+        let name = quoted(stranger.name());
+        return unknown(format!("member {name} has a vote, and the topology does not declare it"));
+    }
     Ok((view, Evidence::healthy().leading(leads)))
+}
+
+/// Whether the listed member is the one of this name, or at this address.
+fn is_at(listed: &Member, name: &str, address: &str) -> bool {
+    let mut urls = listed.client_urls().iter().chain(listed.peer_urls());
+    listed.name() == name || urls.any(|url| host(url) == address)
 }
 
 /// What another member says; nothing if it does not.
@@ -225,6 +253,18 @@ mod tests {
             disagreement(&[HERE, later, later], 3),
             Err("the members do not agree on leader and term: 1 of 3 do".to_owned())
         );
+    }
+
+    #[test]
+    fn without_a_leader_it_is_at_fault_only_if_most_others_have_one() {
+        let lost = View { leader: 0, ..HERE };
+        assert_eq!(
+            leaderless(&[lost, HERE, HERE], 3),
+            Ok(Evidence::unhealthy("has no leader, and most members have one").leading(false))
+        );
+        for views in [&[lost][..], &[lost, HERE], &[lost, lost, HERE], &[lost, ELSEWHERE, ELSEWHERE]] {
+            assert_eq!(leaderless(views, 3), Err("has no leader, nor have most members".to_owned()), "{views:?}");
+        }
     }
 
     #[test]

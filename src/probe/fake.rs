@@ -4,9 +4,33 @@
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
+use std::time::Duration;
 
 use super::{Evidence, Probe, Question};
-use crate::name::NodeName;
+use crate::fleet::schema::CheckKind;
+use crate::name::{NodeName, UnitName};
+
+/// What a node asks of a member, where only the member matters to who answers.
+pub fn question(me: &NodeName, member: &NodeName, unit: &UnitName) -> Question {
+    Question {
+        check: "gate".to_owned(),
+        kind: CheckKind::Tcp,
+        member: member.clone(),
+        id: None,
+        address: "127.0.0.1".to_owned(),
+        own: member == me,
+        unit: unit.clone(),
+        port: Some(1),
+        path: None,
+        status: 200,
+        tls: None,
+        secret: None,
+        user: None,
+        run: Vec::new(),
+        timeout: Duration::from_secs(1),
+        members: Vec::new(),
+    }
+}
 
 #[derive(Default)]
 pub struct FakeProbe {

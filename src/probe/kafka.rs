@@ -1,7 +1,9 @@
 //! `kafka-quorum` and `kafka-isr`: what Kafka's own tools say, asked through the member itself.
 //!
 //! Both judge the asked member alone (has it caught up, does a partition wait for it), because what is wrong with
-//! another member must not make this one look broken. Never: what another member would say in its place.
+//! another member must not make this one look broken. When every other broker is in sync for all that it has, no partition
+//! comes below its minimum by this one's going (unless it has no more replicas than its minimum). Never: what another
+//! member would say in its place.
 
 use super::command::Run;
 use super::wire::{Deadline, authority};
@@ -16,7 +18,7 @@ const CAUGHT_UP_WITHIN_MS: i64 = 2000;
 pub(super) fn ask_quorum(question: &Question, run: &Run) -> Result<Evidence, String> {
     let id = own_id(question)?;
     let deadline = Deadline::within(question.timeout);
-    judge_quorum(&tool(question, run, deadline, &["describe", "--replication"])?, id)
+    judge_quorum(&tool(question, run, deadline, &["describe", "--replication"])?, id, question.members.len())
 }
 
 /// A broker that is in sync for every partition it has, while no partition is without a leader.
@@ -62,7 +64,7 @@ enum Status {
     Observer,
 }
 
-fn judge_quorum(table: &str, id: u64) -> Result<Evidence, String> {
+fn judge_quorum(table: &str, id: u64, declared: usize) -> Result<Evidence, String> {
     let replicas =
         read_replication(table).ok_or("kafka-metadata-quorum prints something else than a replication table")?;
     let leader =
@@ -75,8 +77,19 @@ fn judge_quorum(table: &str, id: u64) -> Result<Evidence, String> {
         return Ok(Evidence::unhealthy(format!("controller {} does not list {id}", leader.id)));
     };
     let leads = own.status == Status::Leader;
+    let voters: Vec<&Replica> = replicas.iter().filter(|replica| replica.status != Status::Observer).collect();
+    // A voter that nobody declared makes the quorum larger than it is counted.
+    if declared > 0 && voters.len() > declared {
+        let why = format!("the controllers are {}, the topology declares {declared}", voters.len());
+        return Ok(Evidence::unknown(why).leading(leads));
+    }
     if own.status == Status::Observer {
         return Ok(Evidence::unhealthy(format!("{id} is an observer, not a voter")).leading(false));
+    }
+    let good = voters.iter().copied().filter(caught_up).count();
+    if good < voters.len() / 2 + 1 {
+        let why = format!("only {good} of {} controllers have caught up", voters.len());
+        return Ok(Evidence::unknown(why).leading(leads));
     }
     if !caught_up(&own) {
         let why = match own.caught_up_ms {
@@ -84,11 +97,6 @@ fn judge_quorum(table: &str, id: u64) -> Result<Evidence, String> {
             _ => format!("{id} caught up {} ms ago, lag {}", behind_ms(own), own.lag),
         };
         return Ok(Evidence::unhealthy(why).leading(leads));
-    }
-    let voters = replicas.iter().filter(|replica| replica.status != Status::Observer).count();
-    let good = replicas.iter().filter(|replica| replica.status != Status::Observer).filter(caught_up).count();
-    if good < voters / 2 + 1 {
-        return Err(format!("only {good} of {voters} controllers have caught up"));
     }
     Ok(Evidence::healthy().leading(leads))
 }
@@ -125,7 +133,12 @@ fn judge_isr(behind: &str, leaderless: &str, id: u64) -> Result<Evidence, String
     let leaderless = read_partitions(leaderless).ok_or(foreign)?;
     let waiting = behind.iter().chain(&leaderless).filter(|partition| partition.waits_for(id)).count();
     if waiting > 0 {
-        return Ok(Evidence::unhealthy(format!("{waiting} partitions wait for broker {id} to catch up")));
+        let why = format!("{waiting} partitions wait for broker {id} to catch up");
+        // Others have it, and lack somebody else: without it they would come below their minimum.
+        return match behind.iter().filter(|partition| partition.in_sync.contains(&id)).count() {
+            0 => Ok(Evidence::unhealthy(why)),
+            needed => Err(format!("{why}, and {needed} others that lack a replica have it")),
+        };
     }
     if !leaderless.is_empty() {
         return Err(format!("{} partitions have no leader, none because of broker {id}", leaderless.len()));
@@ -158,6 +171,24 @@ fn read_partitions(text: &str) -> Option<Vec<Partition>> {
         .collect()
 }
 
+#[derive(Clone, Copy)]
+pub(super) enum Asked {
+    Quorum,
+    Replicas,
+}
+
+/// Of controller or broker 1; the two lists of partitions with an empty line in between.
+pub(super) fn of_reply(bytes: &[u8], asked: Asked) -> Result<Evidence, String> {
+    let text = std::str::from_utf8(bytes).map_err(|_| "does not answer with text".to_owned())?;
+    match asked {
+        Asked::Quorum => judge_quorum(text, 1, 3),
+        Asked::Replicas => {
+            let (behind, leaderless) = text.split_once("\n\n").unwrap_or((text, ""));
+            judge_isr(behind, leaderless, 1)
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -185,7 +216,7 @@ mod tests {
             (3, 250, Some(9000), "Follower"),
             (4, 0, Some(400), "Observer"),
         ]);
-        let evidence = |id| judge_quorum(&table, id).expect("an answer");
+        let evidence = |id| judge_quorum(&table, id, 3).expect("an answer");
         assert_eq!(evidence(1), Evidence::healthy().leading(true));
         assert_eq!(evidence(2), Evidence::healthy().leading(false));
         assert_eq!(evidence(3), Evidence::unhealthy("3 caught up 9000 ms ago, lag 250").leading(false));
@@ -196,15 +227,25 @@ mod tests {
     #[test]
     fn a_controller_without_a_majority_beside_it_proves_nothing() {
         let table = table(&[(1, 0, Some(0), "Leader"), (2, 0, Some(9000), "Follower"), (3, 9, None, "Follower")]);
-        assert_eq!(judge_quorum(&table, 1), Err("only 1 of 3 controllers have caught up".to_owned()));
-        assert_eq!(judge_quorum(&table, 3), Ok(Evidence::unhealthy("3 has never caught up, lag 9").leading(false)));
+        let few = Evidence::unknown("only 1 of 3 controllers have caught up");
+        assert_eq!(judge_quorum(&table, 1, 3), Ok(few.clone().leading(true)));
+        assert_eq!(judge_quorum(&table, 3, 3), Ok(few.leading(false)), "whoever votes is needed when so few have");
+        assert!(judge_quorum(&table, 4, 3).is_ok_and(|evidence| evidence.health != Health::Healthy), "not listed");
+    }
+
+    #[test]
+    fn controllers_that_nobody_declared_are_too_many() {
+        let rows = [1, 2, 3, 4].map(|id| (id, 0, Some(0), if id == 1 { "Leader" } else { "Follower" }));
+        let more = Evidence::unknown("the controllers are 4, the topology declares 3").leading(false);
+        assert_eq!(judge_quorum(&table(&rows), 2, 3), Ok(more));
+        assert_eq!(judge_quorum(&table(&rows), 2, 4), Ok(Evidence::healthy().leading(false)));
     }
 
     #[test]
     fn the_table_of_an_older_kafka_has_no_directories() {
         let table = "NodeId\tLogEndOffset\tLag\tLastFetchTimestamp\tLastCaughtUpTimestamp\tStatus  \t\n\
                      1     \t11\t0\t1732000000000\t1732000000000\tLeader\t\n";
-        assert_eq!(judge_quorum(table, 1), Ok(Evidence::healthy().leading(true)));
+        assert_eq!(judge_quorum(table, 1, 3), Ok(Evidence::healthy().leading(true)));
     }
 
     #[test]
@@ -215,7 +256,7 @@ mod tests {
             "NodeId\tLag\tStatus\n1\t0\tLeader\n",
             "NodeId Lag LastCaughtUpTimestamp Status\n1 0\n",
         ] {
-            assert!(judge_quorum(text, 1).is_err(), "{text:?}");
+            assert!(judge_quorum(text, 1, 3).is_err(), "{text:?}");
         }
     }
 
@@ -228,6 +269,16 @@ mod tests {
         assert_eq!(judge_isr(BEHIND, "", 3), Ok(Evidence::unhealthy("2 partitions wait for broker 3 to catch up")));
         assert_eq!(judge_isr(BEHIND, "", 1), Ok(Evidence::healthy()));
         assert_eq!(judge_isr(BEHIND, "", 9), Ok(Evidence::healthy()));
+    }
+
+    #[test]
+    fn a_broker_that_others_count_on_is_not_free_to_go() {
+        let both = format!("{BEHIND}\tTopic: orders\tPartition: 7\tLeader: 3\tReplicas: 3,1,2\tIsr: 3,2\tElr: \n");
+        let evidence = judge_isr(&both, "", 3);
+        assert_eq!(
+            evidence,
+            Err("2 partitions wait for broker 3 to catch up, and 1 others that lack a replica have it".to_owned())
+        );
     }
 
     #[test]

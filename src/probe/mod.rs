@@ -1,14 +1,19 @@
 //! Gates: ask one member one question, and bring back evidence.
 //!
-//! One file per kind of check. A probe that cannot decide says so, and `lock::quorum` takes that for down. Never: a
-//! decision about the group.
+//! One file per kind of check. A probe that cannot decide says so, and `lock::quorum` takes that for down: unknown.
+//! Unhealthy says more: a node may take its own unhealthy member away without asking the others. So the kinds that know
+//! quorums say it only of a member that has no vote, or while the others are a majority without it; where the fault may be
+//! somebody else's, or the member is still counted on, the answer is unknown. Never: a decision about the group.
 
 mod command;
 mod etcd;
 pub mod fake;
 mod http;
 mod kafka;
+mod keeper;
 mod live;
+mod others;
+mod patroni;
 mod recorder;
 mod redis;
 mod tcp;
@@ -22,7 +27,7 @@ use crate::fleet::schema::CheckKind;
 use crate::name::{NodeName, UnitName};
 
 pub use command::{Ran, Run};
-pub use live::LiveProbe;
+pub use live::{LiveProbe, of_reply};
 pub use recorder::RecorderProbe;
 pub use unit::AskUnit;
 
@@ -102,6 +107,8 @@ impl Evidence {
         Self { health: Health::Unhealthy(why.into()), leads: None }
     }
 
+    /// Who leads is worth saying of a member that is unknown, too: it may be stopped, with the others' leave, and hands
+    /// over before.
     pub fn unknown(why: impl Into<String>) -> Self {
         Self { health: Health::Unknown(why.into()), leads: None }
     }

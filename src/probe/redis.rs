@@ -4,72 +4,136 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 
-use super::wire::{self, Channel};
+use super::others::others;
+use super::wire::{self, Channel, Deadline};
 use super::{Evidence, Question, quoted};
+use crate::name::NodeName;
 
 const SERVER_PORT: u16 = 6379;
 const SENTINEL_PORT: u16 = 26379;
 
-/// A master that serves, or a replica whose link to its master is up. A replica that fell away goes on answering
-/// clients, so PING alone proves nothing.
+/// The one master, or a replica whose link to it is up. A replica that fell away goes on answering clients, so PING alone
+/// proves nothing.
 pub(super) fn ask_server(question: &Question) -> Result<Evidence, String> {
+    let deadline = Deadline::within(question.timeout);
+    let role = role_of(question)?;
+    if role == Role::Replica {
+        return Ok(Evidence::healthy().leading(false));
+    }
+    let others: Vec<(NodeName, Role)> = others(question, deadline, role_of).collect();
+    let master = others.iter().find(|(_, other)| *other == Role::Master).map(|(name, _)| name);
+    let good = others.iter().filter(|(_, other)| matches!(other, Role::Master | Role::Replica)).count();
+    match (role, master) {
+        (Role::Lost(why), Some(_)) if good > question.members.len() / 2 => Ok(Evidence::unhealthy(why).leading(false)),
+        // Nobody to follow, or few others that do: it may be the next master.
+        (Role::Lost(why), _) => Ok(Evidence::unknown(format!("{why}; {good} other members serve")).leading(false)),
+        (_, Some(other)) => Ok(Evidence::unknown(format!("is a master, and so is {other}")).leading(true)),
+        (_, None) => Ok(Evidence::healthy().leading(true)),
+    }
+}
+
+#[derive(PartialEq, Eq, Debug)]
+enum Role {
+    Master,
+    Replica,
+    /// Not serving, or a replica without its master: why.
+    Lost(String),
+}
+
+fn role_of(question: &Question) -> Result<Role, String> {
     let mut client = Client::open(question, SERVER_PORT)?;
     match client.call(&["PING"])? {
         Reply::Text(pong) if pong == "PONG" => {}
-        Reply::Error(error) => return refused(&error),
+        Reply::Error(error) if is_loading(&error) => return Ok(Role::Lost(quoted(&error))),
+        Reply::Error(error) => return Err(refused(&error)),
         _ => return Err("does not speak the Redis protocol".to_owned()),
     }
     match client.call(&["INFO", "replication"])? {
-        Reply::Text(info) => replication(&info),
-        Reply::Error(error) => refused(&error),
+        Reply::Text(info) => read_role(&info),
+        Reply::Error(error) => Err(refused(&error)),
         _ => Err("INFO replication is not answered by text".to_owned()),
     }
 }
 
-/// Whether enough sentinels agree to fail the master over; the name of the master is the check's path.
+/// Whether enough sentinels agree, on the master and to fail it over; the master's name is the check's path.
 pub(super) fn ask_sentinel(question: &Question) -> Result<Evidence, String> {
+    let deadline = Deadline::within(question.timeout);
     let master = question.path.as_deref().ok_or("the check names no master (path)")?;
     let mut client = Client::open(question, SENTINEL_PORT)?;
-    match client.call(&["SENTINEL", "get-master-addr-by-name", master])? {
-        Reply::List(address) if address.len() == 2 => {}
-        Reply::Nothing => return Ok(Evidence::unhealthy(format!("watches no master named {master}"))),
-        Reply::Error(error) => return refused(&error),
+    let Some(address) = watched(&mut client, master)? else {
+        return Ok(Evidence::unhealthy(format!("watches no master named {master}")));
+    };
+    match client.call(&["SENTINEL", "CKQUORUM", master])? {
+        Reply::Text(said) if said.starts_with("OK ") => {}
+        // The others are away: this one is needed all the more.
+        Reply::Error(error) => return Err(refused(&error)),
         _ => return Err("does not answer like a sentinel".to_owned()),
     }
-    match client.call(&["SENTINEL", "CKQUORUM", master])? {
-        Reply::Text(said) if said.starts_with("OK ") => Ok(Evidence::healthy()),
-        Reply::Error(error) => refused(&error),
+    let members = question.members.len().max(1);
+    let mut agree = 1;
+    let mut said = others(question, deadline, address_of);
+    while agree <= members / 2 {
+        let Some((_, other)) = said.next() else {
+            return Err(format!(
+                "only {agree} of {members} sentinels say that {} is the master",
+                quoted(&address.join(":"))
+            ));
+        };
+        agree += usize::from(other.as_ref() == Some(&address));
+    }
+    Ok(Evidence::healthy())
+}
+
+fn address_of(question: &Question) -> Result<Option<Vec<String>>, String> {
+    let master = question.path.as_deref().ok_or("the check names no master (path)")?;
+    watched(&mut Client::open(question, SENTINEL_PORT)?, master)
+}
+
+/// Host and port of the master of this name, if it is watched.
+fn watched(sentinel: &mut Client, master: &str) -> Result<Option<Vec<String>>, String> {
+    match sentinel.call(&["SENTINEL", "get-master-addr-by-name", master])? {
+        Reply::List(address) if address.len() == 2 => Ok(Some(address)),
+        Reply::Nothing => Ok(None),
+        Reply::Error(error) => Err(refused(&error)),
         _ => Err("does not answer like a sentinel".to_owned()),
     }
 }
 
-fn replication(info: &str) -> Result<Evidence, String> {
+fn read_role(info: &str) -> Result<Role, String> {
     let field = |name: &str| info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim);
     match (field("role"), field("master_link_status")) {
-        (Some("master"), _) => Ok(Evidence::healthy().leading(true)),
-        (Some("slave"), Some("up")) => Ok(Evidence::healthy().leading(false)),
+        (Some("master"), _) => Ok(Role::Master),
+        (Some("slave"), Some("up")) => Ok(Role::Replica),
         (Some("slave"), _) => {
-            let why = match (field("master_sync_in_progress"), field("master_link_down_since_seconds")) {
+            Ok(Role::Lost(match (field("master_sync_in_progress"), field("master_link_down_since_seconds")) {
                 (Some("1"), _) => "is still taking a full copy from its master".to_owned(),
                 (_, Some(seconds)) if seconds != "-1" => {
                     format!("its link to the master is down for {} s", quoted(seconds))
                 }
                 _ => "its link to the master is down".to_owned(),
-            };
-            Ok(Evidence::unhealthy(why).leading(false))
+            }))
         }
         _ => Err("INFO replication names no role".to_owned()),
     }
 }
 
-/// Redis refuses for its own state (LOADING, MASTERDOWN, NOQUORUM …), or because of who asks what, which says nothing
-/// of it.
-fn refused(error: &str) -> Result<Evidence, String> {
+fn is_loading(error: &str) -> bool {
+    error.split_whitespace().next() == Some("LOADING")
+}
+
+/// Redis refuses for its own state (NOQUORUM, BUSY …), or because of who asks what, which says nothing of it.
+fn refused(error: &str) -> String {
     let said = quoted(error);
     match error.split_whitespace().next() {
-        Some("NOAUTH" | "WRONGPASS" | "NOPERM" | "ERR") => Err(format!("does not let us ask: {said}")),
-        _ => Ok(Evidence::unhealthy(said)),
+        Some("NOAUTH" | "WRONGPASS" | "NOPERM" | "ERR") => format!("does not let us ask: {said}"),
+        _ => said,
     }
+}
+
+/// The word that an error begins with, and no more: what does not know AUTH repeats its arguments.
+fn code_of(error: &str) -> &str {
+    let first = error.split_whitespace().next().unwrap_or_default();
+    if first.bytes().all(|byte| byte.is_ascii_uppercase()) { first } else { "an error" }
 }
 
 /// Larger than anything that is asked for here.
@@ -101,7 +165,7 @@ impl Client {
                 None => client.call(&["AUTH", secret])?,
             };
             if let Reply::Error(error) = login {
-                return Err(format!("does not let us in: {}", quoted(&error)));
+                return Err(format!("does not let us in: {}", code_of(&error)));
             }
         }
         Ok(client)
@@ -166,10 +230,27 @@ fn read_line(stream: &mut impl BufRead) -> Result<String, String> {
     }
 }
 
+pub(super) fn of_reply(mut bytes: &[u8]) -> Result<Evidence, String> {
+    match read_reply(&mut bytes)? {
+        Reply::Text(info) => match read_role(&info)? {
+            Role::Lost(why) => Ok(Evidence::unhealthy(why).leading(false)),
+            role => Ok(Evidence::healthy().leading(role == Role::Master)),
+        },
+        Reply::Error(error) => Err(refused(&error)),
+        _ => Err("INFO replication is not answered by text".to_owned()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::probe::Health;
+
+    #[test]
+    fn a_refused_login_is_told_without_what_the_server_repeats() {
+        assert_eq!(code_of("WRONGPASS invalid username-password pair"), "WRONGPASS");
+        assert_eq!(code_of("ERR unknown command 'AUTH', with args beginning with: 'hunter2'"), "ERR");
+        assert_eq!(code_of("hunter2 is wrong"), "an error");
+    }
 
     fn replies(bytes: &str) -> Vec<Result<Reply, String>> {
         let mut stream = bytes.as_bytes();
@@ -207,27 +288,25 @@ mod tests {
 
     #[test]
     fn a_replica_counts_only_with_its_link_up() {
-        let evidence = |info: &str| replication(&info.replace('\n', "\r\n"));
-        assert_eq!(evidence("# Replication\nrole:master\n"), Ok(Evidence::healthy().leading(true)));
-        assert_eq!(evidence("role:slave\nmaster_link_status:up\n"), Ok(Evidence::healthy().leading(false)));
+        let role = |info: &str| read_role(&info.replace('\n', "\r\n"));
+        assert_eq!(role("# Replication\nrole:master\n"), Ok(Role::Master));
+        assert_eq!(role("role:slave\nmaster_link_status:up\n"), Ok(Role::Replica));
         assert_eq!(
-            evidence(
-                "role:slave\nmaster_link_status:down\nmaster_sync_in_progress:0\nmaster_link_down_since_seconds:7\n"
-            ),
-            Ok(Evidence::unhealthy("its link to the master is down for 7 s").leading(false))
+            role("role:slave\nmaster_link_status:down\nmaster_sync_in_progress:0\nmaster_link_down_since_seconds:7\n"),
+            Ok(Role::Lost("its link to the master is down for 7 s".to_owned()))
         );
         assert_eq!(
-            evidence("role:slave\nmaster_link_status:down\nmaster_sync_in_progress:1\n"),
-            Ok(Evidence::unhealthy("is still taking a full copy from its master").leading(false))
+            role("role:slave\nmaster_link_status:down\nmaster_sync_in_progress:1\n"),
+            Ok(Role::Lost("is still taking a full copy from its master".to_owned()))
         );
-        assert!(evidence("master_link_status:up\n").is_err());
+        assert!(role("master_link_status:up\n").is_err());
     }
 
     #[test]
     fn a_refusal_of_the_asker_is_not_one_of_the_server() {
-        assert!(refused("NOAUTH Authentication required.").is_err());
-        assert!(refused("ERR unknown command 'SENTINEL'").is_err());
-        let loading = refused("LOADING Redis is loading the dataset in memory").expect("an answer");
-        assert!(matches!(loading.health, Health::Unhealthy(_)));
+        assert!(refused("NOAUTH Authentication required.").starts_with("does not let us ask"));
+        assert!(refused("ERR unknown command 'SENTINEL'").starts_with("does not let us ask"));
+        assert_eq!(refused("NOQUORUM 1 usable Sentinels."), "NOQUORUM 1 usable Sentinels.");
+        assert!(is_loading("LOADING Redis is loading the dataset in memory") && !is_loading("BUSY"));
     }
 }

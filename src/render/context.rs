@@ -16,8 +16,8 @@ use crate::name::{ClusterName, NodeName, RoleName};
 type Table = BTreeMap<String, Value>;
 
 /// The names that a template can begin a path with; `cluster` only in a role that a cluster brings.
-pub const ROOTS: [&str; 10] =
-    ["cluster", "clusters", "environment", "networks", "node", "nodes", "tiers", "vars", "versions", "vips"];
+pub const ROOTS: [&str; 11] =
+    ["cluster", "clusters", "environment", "networks", "node", "nodes", "public", "tiers", "vars", "versions", "vips"];
 
 /// The part of the context that all nodes share.
 pub struct Shared {
@@ -30,6 +30,8 @@ pub struct Shared {
     environment: Value,
     networks: Value,
     vips: Value,
+    /// The texts of the environment's `public/` folder by file name: certificates of authorities, SSH public keys.
+    public: Value,
     /// By OS.
     versions: BTreeMap<String, Value>,
     variables: Mutex<Variables>,
@@ -72,6 +74,7 @@ impl Shared {
             ]),
             networks: strings(&environment.networks),
             vips: strings(&environment.vips),
+            public: public(fleet),
             versions: systems.into_iter().map(|os| (os.to_owned(), versions_value(environment, os))).collect(),
             variables: Mutex::default(),
         }
@@ -98,6 +101,7 @@ impl Shared {
         context.insert_value("environment", self.environment.clone());
         context.insert_value("networks", self.networks.clone());
         context.insert_value("vips", self.vips.clone());
+        context.insert_value("public", self.public.clone());
         context.insert_value("versions", self.versions.get(&node.os).cloned().unwrap_or_else(|| table([])));
         context.insert_value("vars", self.variables(environment, role, node, clusters));
         context
@@ -270,6 +274,7 @@ pub fn version_for(version: &Version, os: &str) -> Version {
         merged.version = over.version.clone().unwrap_or(merged.version);
         merged.sha256 = over.sha256.clone().or(merged.sha256);
         merged.urls = over.urls.clone().unwrap_or(merged.urls);
+        merged.file = over.file.clone().or(merged.file);
     }
     merged
 }
@@ -311,6 +316,15 @@ pub fn field<'a>(value: &'a Value, name: &'a str) -> Option<&'a Value> {
 
 fn table<const N: usize>(fields: [(&'static str, Value); N]) -> Value {
     Value::from(BTreeMap::from(fields))
+}
+
+fn public(fleet: &Fleet) -> Value {
+    let folder = format!("environments/{}/public/", fleet.environment.name);
+    let files = fleet.tree.below(&folder).filter_map(|(path, bytes)| {
+        let name = path.as_str().strip_prefix(&folder)?;
+        Some((name.to_owned(), Value::from(std::str::from_utf8(bytes).ok()?)))
+    });
+    Value::from(files.collect::<Table>())
 }
 
 fn strings(values: &BTreeMap<String, String>) -> Value {

@@ -9,6 +9,9 @@ use std::fmt::Write as _;
 use tera::value::ValueKind;
 use tera::{Error, Kwargs, State, Tera, TeraResult, Value};
 
+use super::functions::is_placeholder;
+use crate::secrets::pem::{self, Part};
+
 pub fn register(tera: &mut Tera) {
     tera.register_filter("json", |value: &Value, _: Kwargs, _: &State<'_>| structured(value, Style::Json));
     tera.register_filter("yaml", |value: &Value, _: Kwargs, _: &State<'_>| structured(value, Style::Yaml));
@@ -19,6 +22,7 @@ pub fn register(tera: &mut Tera) {
     });
     tera.register_filter("xml", |value: &Value, _: Kwargs, _: &State<'_>| xml(&scalar(value, "xml")?));
     tera.register_filter("shell", |value: &Value, _: Kwargs, _: &State<'_>| shell(&scalar(value, "shell")?));
+    tera.register_filter("pem", |value: &str, args: Kwargs, _: &State<'_>| pem(value, args.must_get::<&str>("part")?));
     // Tera's own goes through a hash map, whose order is another one in every process.
     tera.register_filter("group_by", group_by);
 }
@@ -170,6 +174,20 @@ fn shell(text: &str) -> TeraResult<String> {
     Ok(format!("'{}'", text.replace('\'', r"'\''")))
 }
 
+/// One part of a PEM text: `key`, `certificate` or `chain`. A placeholder stands for every part of its secret.
+fn pem(text: &str, part: &str) -> TeraResult<String> {
+    let part = match part {
+        "key" => Part::Key,
+        "certificate" => Part::Certificate,
+        "chain" => Part::Chain,
+        _ => return Err(Error::message("`pem` has the parts \"key\", \"certificate\" and \"chain\"")),
+    };
+    if is_placeholder(text) {
+        return Ok(text.to_owned());
+    }
+    pem::part(text, part).ok_or_else(|| Error::message(format!("`pem` finds no {part:?} in it").to_lowercase()))
+}
+
 fn group_by(values: &[Value], args: Kwargs, _: &State<'_>) -> TeraResult<BTreeMap<String, Vec<Value>>> {
     let attribute = args.must_get::<&str>("attribute")?;
     let mut groups: BTreeMap<String, Vec<Value>> = BTreeMap::new();
@@ -184,6 +202,21 @@ fn group_by(values: &[Value], args: Kwargs, _: &State<'_>) -> TeraResult<BTreeMa
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn pem_takes_a_text_apart_and_leaves_a_placeholder_whole() {
+        let block = |label: &str| format!("-----BEGIN {label}-----\nAA\n-----END {label}-----");
+        let text = [block("CERTIFICATE"), block("PRIVATE KEY"), block("CERTIFICATE")].join("\n");
+        assert_eq!(pem(&text, "key").unwrap(), block("PRIVATE KEY"));
+        assert_eq!(pem(&text, "certificate").unwrap(), block("CERTIFICATE"));
+        assert_eq!(pem(&text, "chain").unwrap(), block("CERTIFICATE"));
+        assert_eq!(pem("«secret:tls-kafka01»", "key").unwrap(), "«secret:tls-kafka01»");
+        for (text, part) in
+            [("hunter2", "key"), ("hunter2", "chain"), (text.as_str(), "cert"), ("«secret:x» hunter2", "key")]
+        {
+            assert!(!pem(text, part).unwrap_err().to_string().contains("hunter2"));
+        }
+    }
 
     #[test]
     fn quoted_text_is_one_value_for_every_reader() {

@@ -45,6 +45,12 @@ pub fn placeholder(name: &SecretName) -> String {
     format!("«secret:{name}»")
 }
 
+/// Whether a text is one placeholder, whole and alone.
+pub fn is_placeholder(text: &str) -> bool {
+    let name = text.strip_prefix("«secret:").and_then(|rest| rest.strip_suffix('»'));
+    name.is_some_and(|name| !name.contains(['«', '»']))
+}
+
 pub fn register(tera: &mut Tera, shared: &Arc<Shared>) {
     tera.register_function("secret", |args: Kwargs, _: &State<'_>| secret(args.must_get::<&str>("name")?));
     let nodes = Arc::clone(shared);

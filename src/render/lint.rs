@@ -101,7 +101,7 @@ impl Source {
     }
 }
 
-pub const FILTERS: [&str; 43] = [
+pub const FILTERS: [&str; 44] = [
     "abs",
     "capitalize",
     "default",
@@ -124,6 +124,7 @@ pub const FILTERS: [&str; 43] = [
     "newlines_to_br",
     "nth",
     "pairs",
+    "pem",
     "pluralize",
     "properties",
     "replace",

@@ -26,8 +26,10 @@ use crate::fleet::check::is_protected;
 use crate::fleet::problem::Problem;
 use crate::fleet::select::{NodeSpec, select};
 use crate::fleet::{Cluster, Declared, Fleet, Group, Role, schema};
+use crate::lock::singleton;
 use crate::name::{ClusterName, CommitId, HostPath, NodeName, RepoPath, RoleName, SecretName, UnitName};
 use crate::probe::{Question, Tls};
+use crate::resource::artifact::{Bucket, file_of, s3_address};
 use crate::resource::content::SecretUse;
 use crate::resource::file::{Policy, Validate};
 use crate::resource::{
@@ -419,15 +421,41 @@ impl<'p> Part<'p> {
             stage.problems.push(self.problem("incomplete-component", declared, title));
             return;
         };
+        let file = version.file.or_else(|| version.urls.first().map(|url| file_of(url).to_owned()));
+        let (environment, tree) = (&self.renderer.fleet.environment, &self.renderer.fleet.tree);
+        let authorities = environment.mirror_authorities.as_ref().and_then(|path| tree.get(path.as_str()));
         let spec = ArtifactSpec {
             component: artifact.component.clone(),
             version: version.version,
-            sha256,
+            sha256: sha256.to_ascii_lowercase(),
+            buckets: self.buckets(&version.urls, stage),
             urls: version.urls,
+            file: file.unwrap_or_default(),
             into: HostPath::new(artifact.into.clone()),
+            authorities: authorities.map(|pem| Arc::from(&*String::from_utf8_lossy(pem))),
         };
         let ties = Ties { restarts: &artifact.restarts, reloads: &artifact.reloads, ..Ties::default() };
         self.put(stage, declared, Resource::Artifact(spec), ties);
+    }
+
+    /// Those that are declared; a secret that cannot be opened here makes a mirror useless, and no more.
+    fn buckets(&self, urls: &[String], stage: &Stage<'_>) -> BTreeMap<String, Bucket> {
+        let declared = &self.renderer.fleet.environment.s3;
+        let named = urls.iter().filter_map(|url| declared.get_key_value(s3_address(url)?.0));
+        let bucket = |entry: &schema::BucketEntry| {
+            let bytes = match stage.unsealed.get(&entry.secret) {
+                Opened::Value(secret) => Some(Zeroizing::new(secret.expose().to_vec())),
+                Opened::Sealed(_) | Opened::NoKey => None,
+            };
+            let masked = placeholder(&entry.secret).into_bytes();
+            Bucket {
+                endpoint: entry.endpoint.clone(),
+                region: entry.region.clone(),
+                secret: entry.secret.clone(),
+                credentials: Content::secret(bytes, masked, self.uses([&entry.secret])),
+            }
+        };
+        named.map(|(name, entry)| (name.clone(), bucket(entry))).collect()
     }
 
     fn file(&self, declared: &Declared<schema::File>, stage: &mut Stage<'_>) {
@@ -507,6 +535,19 @@ impl<'p> Part<'p> {
             let ties = Ties { restarts: std::slice::from_ref(&unit.name), ..Ties::default() };
             self.put(stage, declared, Resource::File(spec), ties);
         }
+        if unit.singleton {
+            let spec = FileSpec {
+                path: HostPath::new(format!("/etc/systemd/system/{}.d/90-converger-singleton.conf", unit.name)),
+                content: Content::plain(singleton::drop_in(&unit.name, unit.stop_secs_max).into_bytes()),
+                owner: "root".to_owned(),
+                group: "root".to_owned(),
+                mode: 0o644,
+                policy: Policy::Enforce,
+                validate: None,
+            };
+            let ties = Ties { restarts: std::slice::from_ref(&unit.name), ..Ties::default() };
+            self.put(stage, declared, Resource::File(spec), ties);
+        }
         let mut steps = |lists: &[Vec<String>]| -> Option<Vec<Vec<String>>> {
             lists.iter().map(|list| self.strings(list, stage)).collect()
         };
@@ -517,7 +558,8 @@ impl<'p> Part<'p> {
         };
         let spec = UnitSpec {
             name: unit.name.clone(),
-            enabled: unit.enabled,
+            // The boot must not start what may run elsewhere.
+            enabled: if unit.singleton { Some(false) } else { unit.enabled },
             state: unit.state,
             before_stop,
             transfer,
@@ -525,6 +567,7 @@ impl<'p> Part<'p> {
             stop_secs_max: unit.stop_secs_max,
             start_secs_max: unit.start_secs_max,
             reload_hold: unit.reload_hold,
+            lease_secs: unit.lease_secs.filter(|_| unit.singleton),
             restart_epoch: self.restart_epoch,
         };
         self.put(stage, declared, Resource::Unit(spec), Ties::default());

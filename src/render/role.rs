@@ -18,6 +18,7 @@ use crate::fleet::problem::Problem;
 use crate::fleet::schema::Check;
 use crate::fleet::{Fleet, Role};
 use crate::name::RepoPath;
+use crate::resource::action::Scope;
 
 pub struct Compiled {
     tera: Tera,
@@ -25,7 +26,7 @@ pub struct Compiled {
     pub files: BTreeMap<String, Arc<Source>>,
     /// By their text; only those with something to render in them.
     pub strings: BTreeMap<String, Arc<Source>>,
-    /// Whether it differs with the cluster that brings it.
+    /// Whether it differs with the cluster that brings it, or acts for it.
     pub reads_cluster: bool,
     pub problems: Vec<Problem>,
 }
@@ -70,7 +71,8 @@ impl Compiled {
             compiled.problems.extend(lint::names(source, &|_| false));
         }
         let sources = || compiled.files.values().chain(compiled.strings.values());
-        compiled.reads_cluster = sources().any(|source| source.reads_cluster());
+        let speaks = role.actions.iter().any(|action| action.body.scope == Scope::Cluster);
+        compiled.reads_cluster = speaks || sources().any(|source| source.reads_cluster());
         let recursion = lint::recursion(compiled.files.values().map(Arc::as_ref));
         compiled.problems.extend(recursion);
         if compiled.problems.is_empty() {
@@ -245,11 +247,42 @@ impl std::io::Write for Limited {
             self.full = true;
             return Err(std::io::ErrorKind::FileTooLarge.into());
         }
+        let length = self.bytes.len() + bytes.len();
+        if length > self.bytes.capacity() {
+            // A vector that grows by itself leaves its old bytes behind.
+            let mut larger = Zeroizing::new(Vec::with_capacity(length.max(2 * self.bytes.capacity())));
+            larger.extend_from_slice(&self.bytes);
+            self.bytes = larger;
+        }
         self.bytes.extend_from_slice(bytes);
         Ok(bytes.len())
     }
 
     fn flush(&mut self) -> std::io::Result<()> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// C12: whatever a flaw of the template engine has to say when it panics, it may be a value.
+    #[test]
+    fn a_panic_of_the_template_engine_is_a_problem_without_its_words() {
+        let mut tera = Tera::default();
+        tera.register_function("boom", |_: tera::Kwargs, _: &tera::State<'_>| -> tera::TeraResult<String> {
+            panic!("a canary")
+        });
+        tera.add_raw_template("t", "{{ boom() }}").unwrap();
+        let (files, strings, problems) = Default::default();
+        let compiled = Compiled { tera, files, strings, reads_cluster: false, problems };
+        let values = BTreeMap::from([("s".into(), Zeroizing::new("a canary".to_owned()))]);
+        let pass = Pass { values: Some(values), ..Pass::default() };
+        let (outcome, pass) = compiled.render_file("t", &Context::new(), pass, 0);
+        let problem = outcome.unwrap_err();
+        assert_eq!(problem.rule, "render-panic");
+        assert!(!format!("{problem:?}").contains("canary"), "{problem:?}");
+        assert!(pass.values.is_none(), "wiped all the same");
     }
 }

@@ -43,6 +43,8 @@ impl ActionSpec {
 pub enum ActionState {
     Done,
     Needed,
+    /// The program of its guard is not there: the commit may bring it. Asked again before it runs.
+    Unguarded,
     /// The guard could not be asked: in words.
     Unknown(String),
 }

@@ -86,6 +86,27 @@ pub struct SecretUse {
     pub version: u64,
 }
 
+/// What was on disk in place of a file: anybody's, so it may hold a secret. Wiped when it is dropped.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Found(Zeroizing<Vec<u8>>);
+
+impl Found {
+    pub fn new(bytes: Zeroizing<Vec<u8>>) -> Self {
+        Self(bytes)
+    }
+
+    /// To be compared, and shown only where no secret is or was.
+    pub fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Found {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} bytes", self.0.len())
+    }
+}
+
 /// What goes into a file, and what may be shown of it.
 #[derive(Clone)]
 pub struct Content {

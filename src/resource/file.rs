@@ -4,7 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Content, Digest};
+use super::{Content, Digest, Found};
 use crate::name::HostPath;
 
 /// How a file is kept.
@@ -78,6 +78,8 @@ pub enum FileState {
     Other(&'static str),
     /// We could not look: in words.
     Unreadable(String),
+    /// The way there is nobody's but root's to decide, and is not root's: in words.
+    Unsafe(String),
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -89,7 +91,18 @@ pub struct Regular {
     pub group: String,
     pub stamp: Stamp,
     /// The bytes, if the observer was asked for them (files whose difference will be shown).
-    pub bytes: Option<Vec<u8>>,
+    pub bytes: Option<Found>,
+}
+
+/// What becomes of the content that a file loses.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Previous {
+    /// A copy goes to the backups; the last ten stay.
+    Kept,
+    /// As that, but one stays: it is somebody else's, and a secret of ours is in it or comes after it.
+    KeptOnce,
+    /// No copy, and earlier ones go: a secret of ours is in it that this node needs no more.
+    Gone,
 }
 
 /// How what is there differs from what must be there.
@@ -102,8 +115,10 @@ pub enum FileChange {
         from: String,
         to: String,
     },
-    /// Something that is no regular file is in the way: in words.
+    /// It cannot be looked at: in words.
     Blocked(String),
+    /// Something that is no regular file is in its place or on the way to it: in words.
+    Unsafe(String),
 }
 
 impl FileSpec {
@@ -112,7 +127,8 @@ impl FileSpec {
     pub fn diff(&self, state: &FileState, owners: bool) -> Option<FileChange> {
         let regular = match state {
             FileState::Absent => return Some(FileChange::Create),
-            FileState::Other(what) => return Some(FileChange::Blocked(format!("is a {what}"))),
+            FileState::Other(what) => return Some(FileChange::Unsafe(format!("is a {what}"))),
+            FileState::Unsafe(why) => return Some(FileChange::Unsafe(why.clone())),
             FileState::Unreadable(why) => return Some(FileChange::Blocked(why.clone())),
             FileState::Regular(regular) => regular,
         };

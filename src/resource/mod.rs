@@ -3,19 +3,22 @@
 //! One file per kind. PURE, and it imports nothing of ours but names. Never: touches a host.
 
 pub mod action;
+pub mod activation;
 pub mod artifact;
 pub mod content;
 pub mod file;
 pub mod package;
 pub mod unit;
+pub mod version_order;
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
 pub use action::ActionSpec;
+pub use activation::Activation;
 pub use artifact::ArtifactSpec;
-pub use content::{Content, Digest};
+pub use content::{Content, Digest, Found};
 pub use file::{FileSpec, FileState};
 pub use package::PackageSpec;
 pub use unit::{UnitSpec, UnitState};
@@ -111,4 +114,12 @@ pub struct Placed {
     pub before: Vec<UnitName>,
     /// A change needs a reboot of the machine.
     pub reboot: bool,
+}
+
+impl Placed {
+    /// Whether a change of it changes anything on a node that has it: a seed is its service's own once it is there, and an
+    /// audited file is left as it is.
+    pub fn is_enforced(&self) -> bool {
+        !matches!(&self.resource, Resource::File(spec) if spec.policy != file::Policy::Enforce)
+    }
 }

@@ -4,7 +4,15 @@
 //! `secrets.toml` before a key is tried. PURE given the key. Never: a secret that is not granted to the node; never:
 //! a value in an error, in Debug, in a log.
 
+pub mod cover;
+pub mod document;
+pub mod fingerprint;
+pub mod header;
 pub mod identities;
+pub mod order;
+pub mod pem;
+pub mod shape;
+pub mod tls;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
@@ -14,15 +22,11 @@ use age::{DecryptError, Decryptor, Encryptor};
 use sha2::{Digest as _, Sha256};
 use zeroize::Zeroizing;
 
+use self::header::Header;
 use self::identities::Identities;
 use crate::fleet::select::NodeSpec;
 use crate::fleet::{Fleet, Secret as Entry};
 use crate::name::{RoleName, SecretName};
-
-/// An age file may not be larger; a secret is a password, a key, a keystore.
-const FILE_BYTES_MAX: usize = 1 << 20;
-/// Some 100 bytes each: enough for all nodes of a fleet of hundreds.
-const HEADER_BYTES_MAX: usize = 128 << 10;
 
 /// A secret's value. It is wiped when it is dropped, and cannot be printed, compared, copied or serialized.
 pub struct Secret(Zeroizing<Vec<u8>>);
@@ -40,14 +44,16 @@ pub enum SecretError {
     #[error("secret {name}: {path} is not in the commit")]
     Missing { name: SecretName, path: String },
     #[error(
-        "secret {name}: {path} is not the file that secrets.toml describes (sha256 {found}); encrypt it again and write its new digest there"
+        "secret {name}: {path} is not the file that secrets.toml describes (its sha256 is {found}); find out who changed it, or run `converger secret encrypt {name}`"
     )]
     Digest { name: SecretName, path: String, found: String },
     #[error(
-        "secret {name} cannot be opened by this node ({recipient}): grant it to the node in secrets.toml and encrypt it again with `age`, to its recipient too"
+        "secret {name} cannot be opened by this node ({recipient}): run `converger secret rekey {name}` in the fleet repository; if that has nothing to do, the topology's recipient is not that of this node's key"
     )]
     NotARecipient { name: SecretName, recipient: String },
-    #[error("secret {name}: the file is no intact age file for recipients ({why}); encrypt it again with `age`")]
+    #[error(
+        "secret {name}: the file is no intact age file for recipients ({why}); run `converger secret encrypt {name}` in the fleet repository"
+    )]
     Damaged { name: SecretName, why: String },
 }
 
@@ -143,39 +149,19 @@ impl From<DecryptError> for Failure {
 /// The whole plaintext or nothing: the library hands out what comes before a damaged part.
 fn decrypt(file: &[u8], identities: &Identities) -> Result<Secret, Failure> {
     let damaged = |why: &str| Failure::Damaged(why.to_owned());
-    if file.len() > FILE_BYTES_MAX {
-        return Err(damaged("it is larger than 1 MiB"));
-    }
-    let mut binary = Vec::new();
-    let mut armored = ArmoredReader::new(file);
-    armored.read_to_end(&mut binary).map_err(|_| damaged("its armor is broken"))?;
-    let header = binary.windows(5).position(|window| window == b"\n--- ");
-    match header {
-        None => return Err(damaged("its header does not end")),
-        Some(length) if length > HEADER_BYTES_MAX => return Err(damaged("its header is too large")),
-        Some(_) => {}
-    }
-    let decryptor = Decryptor::new_buffered(binary.as_slice())?;
-    if decryptor.is_scrypt() {
+    // A hostile header is refused before any of its stanzas is worked on.
+    let header = Header::read(file).map_err(damaged)?;
+    if header.passphrase {
         return Err(damaged("it is encrypted with a passphrase"));
     }
+    let mut binary = Vec::with_capacity(file.len());
+    ArmoredReader::new(file).read_to_end(&mut binary).map_err(|_| damaged("its armor is broken"))?;
+    let decryptor = Decryptor::new_buffered(binary.as_slice())?;
     // Reserved at once: a vector that grows leaves copies behind.
     let mut plain = Zeroizing::new(Vec::with_capacity(binary.len()));
     let mut reader = decryptor.decrypt(identities.iter())?;
     reader.read_to_end(&mut plain).map_err(|_| damaged("its content does not authenticate"))?;
     Ok(Secret(plain))
-}
-
-/// The digest of a set of recipients, as `recipients` in `secrets.toml` has it: hex SHA-256 over the sorted, distinct
-/// recipients, each followed by a newline.
-pub fn recipient_digest<'a>(recipients: impl IntoIterator<Item = &'a str>) -> String {
-    let sorted: BTreeSet<&str> = recipients.into_iter().collect();
-    let mut hash = Sha256::new();
-    for recipient in sorted {
-        hash.update(recipient.as_bytes());
-        hash.update(b"\n");
-    }
-    hex::encode(hash.finalize())
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -184,6 +170,8 @@ pub enum EncryptError {
     Recipient(String),
     #[error("cannot encrypt to nobody")]
     Nobody,
+    #[error("no node would open the file: {0}")]
+    TooLarge(&'static str),
     #[error("cannot encrypt")]
     Age(#[source] age::EncryptError),
     #[error("cannot encrypt")]
@@ -202,6 +190,8 @@ pub fn encrypt<'a>(plaintext: &[u8], recipients: impl IntoIterator<Item = &'a st
     let mut file = Vec::with_capacity(plaintext.len() + 4096);
     let mut writer = encryptor.wrap_output(&mut file).map_err(EncryptError::Io)?;
     writer.write_all(plaintext).and_then(|()| writer.finish()).map_err(EncryptError::Io)?;
+    // What a node would refuse is not written.
+    Header::read(&file).map_err(EncryptError::TooLarge)?;
     Ok(file)
 }
 

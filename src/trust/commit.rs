@@ -3,6 +3,7 @@
 //! Everything that is signed is read here and nowhere else, so there are not two opinions about what a commit says.
 //! PURE. Never: a lenient reading; an object that git would write differently is not a commit to us.
 
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::name::CommitId;
@@ -28,7 +29,7 @@ pub struct Commit {
 }
 
 /// A trailer `Converger-Allow: NAME OBJECT`: a guard that its signer lifts.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Allowance {
     pub guard: String,
     pub object: String,
@@ -66,6 +67,7 @@ impl Commit {
         for (name, value) in headers {
             match name {
                 "gpgsig" if signature.is_some() => return Err("it has two gpgsig headers".to_owned()),
+                "gpgsig" if value.is_empty() => return Err("its gpgsig header is empty".to_owned()),
                 "gpgsig" => {
                     let start = value.as_ptr() as usize - text.as_ptr() as usize - "gpgsig ".len();
                     payload.drain(start..start + "gpgsig ".len() + value.len() + "\n".len());
@@ -223,6 +225,7 @@ mod tests {
             ("\n\nsubject", "\nencoding ISO-8859-1\n\nsubject"),
             ("\n\nsubject", "\nparent 0123456789012345678901234567890123456789\n\nsubject"),
             ("\n\nsubject", "\n=\n\nsubject"),
+            ("\n\nsubject", "\ngpgsig\n\nsubject"),
         ] {
             let text = PLAIN.replacen(from, to, 1);
             assert_ne!(text, PLAIN);

@@ -2,13 +2,13 @@
 //!
 //! PURE. Never: an empty or unreadable rule that means "allowed".
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use serde::Deserialize;
 
 use super::signers::Signers;
-use crate::fleet::schema::{PolicyFile, PrincipalRole, TrustPolicy};
+use crate::fleet::schema::{PolicyFile, Principal, PrincipalRole, TrustPolicy};
 use crate::name::RepoPath;
 
 /// The files of one commit that decide about its children. `None`: missing, not a regular file, or too large.
@@ -108,6 +108,21 @@ impl Authority {
         }
     }
 
+    /// What it says of every principal.
+    pub fn principals(&self) -> &BTreeMap<String, Principal> {
+        &self.policy.principals
+    }
+
+    /// Every key that may sign something, banned ones included.
+    pub fn signers(&self) -> &Signers {
+        &self.signers
+    }
+
+    /// Fingerprints of keys that never sign validly again.
+    pub fn banned(&self) -> &BTreeSet<String> {
+        &self.banned
+    }
+
     /// Principals that can sign with this role, sorted.
     pub fn principals_with(&self, role: PrincipalRole) -> Vec<&str> {
         let usable = self.signers.iter().filter(|(key, _)| !self.bans(key)).map(|(_, principal)| principal);
@@ -138,7 +153,7 @@ impl Authority {
 }
 
 /// Whose change decides who decides.
-fn needs_root(path: &RepoPath) -> bool {
+pub fn needs_root(path: &RepoPath) -> bool {
     let path = path.as_str();
     path == "fleet.toml" || path == "trust" || path.starts_with("trust/")
 }
@@ -155,12 +170,13 @@ pub fn fleet_of(files: &TrustFiles) -> Option<(String, TrustPolicy)> {
     toml::from_str::<Identity>(text).ok().map(|identity| (identity.name, identity.trust))
 }
 
-fn is_glob(glob: &str) -> bool {
+/// Whether it can be one of a principal's `paths`.
+pub fn is_glob(glob: &str) -> bool {
     !glob.is_empty() && glob.split('/').all(|part| !part.is_empty() && (part == "**" || !part.contains("**")))
 }
 
 /// `*` and `?` inside one folder's or file's name, `**` for any number of folders.
-fn matches(glob: &str, path: &str) -> bool {
+pub fn matches(glob: &str, path: &str) -> bool {
     let globs: Vec<&str> = glob.split('/').collect();
     let parts: Vec<&str> = path.split('/').collect();
     wild(

@@ -10,9 +10,16 @@ use ssh_key::{HashAlg, PublicKey};
 
 use super::signature;
 
-/// Fingerprint (`SHA256:…`) -> principal.
+/// Fingerprint (`SHA256:…`) -> whose key, and of which kind.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct Signers(BTreeMap<String, String>);
+pub struct Signers(BTreeMap<String, Listed>);
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct Listed {
+    principal: String,
+    /// As in the file: `ssh-ed25519`.
+    kind: String,
+}
 
 /// A line that does not say what it must; 1-based.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -35,9 +42,12 @@ impl Signers {
             let read = entry(line).and_then(|entry| match entry {
                 // Listed for something else than git: no business of ours.
                 Entry { for_git: false, .. } => Ok(()),
-                Entry { fingerprint, principal, .. } => match signers.insert(fingerprint, principal.clone()) {
+                Entry { fingerprint, listed, .. } => match signers.insert(fingerprint, listed.clone()) {
                     None => Ok(()),
-                    Some(other) => Err(format!("this key is listed twice, for {other} and for {principal}")),
+                    Some(other) => {
+                        let (other, principal) = (other.principal, listed.principal);
+                        Err(format!("this key is listed twice, for {other} and for {principal}"))
+                    }
                 },
             });
             if let Err(what) = read {
@@ -48,20 +58,29 @@ impl Signers {
     }
 
     pub fn principal(&self, fingerprint: &str) -> Option<&str> {
-        self.0.get(fingerprint).map(String::as_str)
+        self.0.get(fingerprint).map(|listed| listed.principal.as_str())
+    }
+
+    /// The key's type as OpenSSH calls it.
+    pub fn kind(&self, fingerprint: &str) -> Option<&str> {
+        self.0.get(fingerprint).map(|listed| listed.kind.as_str())
     }
 
     /// Fingerprint and principal of every key.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.0.iter().map(|(fingerprint, principal)| (fingerprint.as_str(), principal.as_str()))
+        self.0.iter().map(|(fingerprint, listed)| (fingerprint.as_str(), listed.principal.as_str()))
     }
 }
 
 struct Entry {
     fingerprint: String,
-    principal: String,
+    listed: Listed,
     for_git: bool,
 }
+
+/// Keys with which a forge signs what is done in its web pages, and the forge.
+/// <https://docs.gitlab.com/user/project/repository/signed_commits/>
+const FORGE_KEYS: [(&str, &str); 1] = [("SHA256:ylvmNrhpOBqBQRVi0S8xv2meWLs/QnN7AztQlZY5UPE", "GitLab.com")];
 
 fn entry(line: &str) -> Result<Entry, String> {
     let (principal, rest) = line.split_once([' ', '\t']).ok_or("a principal and a key are expected")?;
@@ -96,7 +115,11 @@ fn entry(line: &str) -> Result<Entry, String> {
     let key = PublicKey::from_openssh(key).map_err(|error| format!("the key cannot be read: {error}"))?;
     signature::usable(key.key_data())?;
     let fingerprint = key.fingerprint(HashAlg::Sha256).to_string();
-    Ok(Entry { fingerprint, principal: principal.to_owned(), for_git })
+    if let Some((_, forge)) = FORGE_KEYS.iter().find(|(known, _)| *known == fingerprint) {
+        return Err(format!("with this key {forge} signs for everybody who has an account there; list people's keys"));
+    }
+    let listed = Listed { principal: principal.to_owned(), kind: key.algorithm().to_string() };
+    Ok(Entry { fingerprint, listed, for_git })
 }
 
 /// `[options] keytype base64 [comment]`: options are comma-separated, their values may be quoted.
@@ -157,6 +180,8 @@ mod tests {
         assert!(what("alice namespaces=\"git ssh-ed25519 AAAA\n").contains("quote is open"));
         assert!(what("alice ssh-ed25519 AAAA\n").contains("cannot be read"));
         assert!(what("alice\n").contains("expected"));
+        let forge = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIADOCCUoN3Q1UPQqUvp845fKy7haJH17qsSkVXzWXilW";
+        assert!(what(&format!("forge {forge}\n")).contains("GitLab.com signs for everybody"));
         assert_eq!(Signers::parse("alice x\nbob y\n").unwrap_err().len(), 2);
     }
 }

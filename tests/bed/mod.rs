@@ -13,7 +13,8 @@ use std::process::{Command, Output};
 use std::sync::OnceLock;
 
 use age::secrecy::ExposeSecret as _;
-use converger::secrets::{encrypt, recipient_digest};
+use converger::secrets::cover::recipients_digest;
+use converger::secrets::encrypt;
 use sha2::{Digest as _, Sha256};
 
 use crate::forge::{Forge, hermetic, run};
@@ -92,7 +93,7 @@ pub struct Said {
 }
 
 impl Said {
-    fn of(output: Output) -> Self {
+    pub fn of(output: Output) -> Self {
         let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
         Self { code: output.status.code().unwrap_or(-1), out: text(output.stdout), err: text(output.stderr) }
     }
@@ -130,7 +131,7 @@ impl Bed {
         });
         let dir = tempfile::tempdir().unwrap();
         run(Command::new("cp").arg("-a").arg(format!("{}/.", first.dir().display())).arg(dir.path()));
-        let work = dir.path().join("work");
+        let work = dir.path().join(first.forge.work.strip_prefix(first.dir()).unwrap());
         let bed = Self { forge: Forge { dir, work } };
         bed.node("web01");
         bed
@@ -171,22 +172,27 @@ impl Bed {
         self.forge.dir.path()
     }
 
-    /// Encrypts a secret to nodes and writes its entry, the only one.
+    /// Encrypts a secret to nodes and writes its entry, the only one: as if it were encrypted to all nodes, so that `check`
+    /// has nothing to say of it.
     pub fn seal(&self, name: &str, version: u64, value: &str, to: &[&str]) {
+        self.seal_as(name, version, value, to, &NODES);
+    }
+
+    /// With an entry that names these nodes' recipients.
+    pub fn seal_as(&self, name: &str, version: u64, value: &str, to: &[&str], named: &[&str]) {
         let recipients: Vec<String> = to.iter().map(|node| self.recipient(node)).collect();
         let recipients: Vec<&str> = recipients.iter().map(String::as_str).collect();
         let file = encrypt(value.as_bytes(), recipients.clone()).unwrap();
         let path = self.forge.work.join("environments/production/secrets");
         std::fs::create_dir_all(&path).unwrap();
         std::fs::write(path.join(format!("{name}.age")), &file).unwrap();
-        // What it should be encrypted to, so that `check` has nothing to say of it.
-        let all: Vec<String> = NODES.iter().map(|node| self.recipient(node)).collect();
+        let all: Vec<String> = named.iter().map(|node| self.recipient(node)).collect();
         self.forge.write(
             "environments/production/secrets.toml",
             &format!(
                 "[secrets.{name}]\nversion = {version}\nsha256 = \"{}\"\ngrant = [{{ cluster = \"web\" }}]\nrecipients = \"{}\"\n",
                 hex::encode(Sha256::digest(&file)),
-                recipient_digest(all.iter().map(String::as_str)),
+                recipients_digest(all.iter().map(String::as_str)),
             ),
         );
     }

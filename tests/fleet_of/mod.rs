@@ -126,6 +126,7 @@ fn fleet(tree: &Arc<Tree>) -> Fleet {
             labels: entry.labels.clone(),
             os: entry.os.clone().unwrap_or_else(|| environment.os.clone()),
             recipient: entry.recipient.clone(),
+            more_recipients: entry.recipients.clone(),
             state: entry.state,
         })
         .collect();
@@ -157,7 +158,7 @@ fn fleet(tree: &Arc<Tree>) -> Fleet {
             tier: entry.tier.clone(),
             roles: entry.roles.clone(),
             after: entry.after.clone(),
-            windows: entry.windows.clone(),
+            windows: entry.windows.iter().map(|window| window.parse().unwrap()).collect(),
             restart_epoch: entry.restart_epoch,
             ids: entry.ids.clone(),
             name,
@@ -176,6 +177,8 @@ fn fleet(tree: &Arc<Tree>) -> Fleet {
             sha256: entry.sha256,
             grant: entry.grant,
             recipients: entry.recipients,
+            generate: entry.generate,
+            expires: entry.expires,
         };
         (name, secret)
     });
@@ -193,6 +196,9 @@ fn fleet(tree: &Arc<Tree>) -> Fleet {
             roles_at: None,
             networks: environment.networks,
             vips: environment.vips,
+            s3: BTreeMap::new(),
+            mirror_authorities: None,
+            agents: environment.agents,
             tiers: tiers.collect(),
             clusters,
             nodes,

@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use converger::git::{GitError, Repository};
+use converger::git::{Children, GitError, Repository};
 use converger::settings::TrustRoot;
 use converger::trust::{Accepted, Refusal, Verified};
 
@@ -22,7 +22,7 @@ impl Forge {
     /// Keys: alice is root and deploy, bob deploys `roles/**` only, carol is root only, mallory is nobody.
     pub fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let work = dir.path().join("work");
+        let work = dir.path().join("fleet");
         std::fs::create_dir(&work).unwrap();
         let forge = Self { dir, work };
         forge.git(&["init", "-q", "-b", "main", "."]);
@@ -69,6 +69,11 @@ impl Forge {
 
     pub fn git(&self, args: &[&str]) -> String {
         run(&mut self.command(args))
+    }
+
+    /// Whether it succeeds.
+    pub fn tries(&self, args: &[&str]) -> bool {
+        self.command(args).output().unwrap().status.success()
     }
 
     pub fn git_with(&self, args: &[&str], input: &[u8]) -> String {
@@ -140,10 +145,14 @@ impl Forge {
 
     /// A work tree's commit signed over whatever `payload` is, by `key`, in `namespace`.
     pub fn sign(&self, payload: &str, key: &str, namespace: &str) -> String {
+        self.sign_with(payload, key, &["-n", namespace])
+    }
+
+    pub fn sign_with(&self, payload: &str, key: &str, how: &[&str]) -> String {
         let file = self.dir.path().join("payload");
         std::fs::write(&file, payload).unwrap();
         let _ = std::fs::remove_file(self.dir.path().join("payload.sig"));
-        run(Command::new("ssh-keygen").args(["-q", "-Y", "sign", "-n", namespace, "-f"]).arg(self.key(key)).arg(&file));
+        run(Command::new("ssh-keygen").args(["-q", "-Y", "sign"]).args(how).arg("-f").arg(self.key(key)).arg(&file));
         std::fs::read_to_string(self.dir.path().join("payload.sig")).unwrap()
     }
 
@@ -161,7 +170,7 @@ impl Forge {
     }
 
     pub fn root_at(&self, remotes: &[&str]) -> TrustRoot {
-        let first = self.git(&["rev-list", "--max-parents=0", "main"]);
+        let first = self.git(&["rev-list", "--max-parents=0", "--first-parent", "main"]);
         let text = format!(
             "fleet = \"test\"\nref = \"refs/heads/main\"\nintroduction = {{ commit = \"{first}\", signer = \"{}\", seq = 1 }}\n{}",
             self.fingerprint("alice"),
@@ -195,7 +204,11 @@ pub struct Node {
 impl Node {
     pub fn below(dir: &Path) -> Self {
         let (state, cache) = (dir.join("state"), dir.join("cache"));
-        Self { repository: Repository::open(&state, &cache).unwrap(), state, cache }
+        Self::open(state, cache)
+    }
+
+    pub fn open(state: PathBuf, cache: PathBuf) -> Self {
+        Self { repository: Repository::open(&state, &cache, &children()).unwrap(), state, cache }
     }
 
     pub fn verify(&mut self, root: &TrustRoot, accepted: Option<&Accepted>) -> Result<Verified, GitError> {
@@ -214,6 +227,11 @@ impl Node {
             other => panic!("expected a refusal, got {other:?}"),
         }
     }
+}
+
+/// The real program, as whoever runs the tests.
+pub fn children() -> Children {
+    Children { program: PathBuf::from(env!("CARGO_BIN_EXE_converger")), user: None }
 }
 
 /// No configuration of the machine, the user or the environment.

@@ -16,13 +16,23 @@ start() { # NODE USER LOG COMMAND...
 declare -A pid_of=()
 
 stop() { # NODE USER: politely, and wait
-  local pid=${pid_of["$1/$2"]}
-  kill -TERM "$pid" 2>/dev/null || true
-  gone "$pid" || { printf '%s\n' "still there after a minute" >"$work/out"; fail "$1: $2's server stops when told to" "$work/out"; kill -KILL "$pid"; }
+  local pid=${pid_of["$1/$2"]} asked
+  # Asked again now and then: Redis does not go while it writes its first AOF, and forgets that it was asked.
+  for asked in {1..6}; do
+    kill -TERM "$pid" 2>/dev/null || true
+    gone "$pid" && break
+  done
+  [ "$asked" != 6 ] || gone "$pid" || { printf '%s\n' "still there after three minutes" >"$work/out"; fail "$1: $2's server stops when told to" "$work/out"; kill -KILL "$pid"; }
   wait "$pid" 2>/dev/null || true
 }
-gone() { # PID
-  for _ in {1..300}; do
+# As a power cut.
+cut_off() { # NODE USER
+  local pid=${pid_of["$1/$2"]}
+  kill -KILL "$pid" 2>/dev/null || true
+  wait "$pid" 2>/dev/null || true
+}
+gone() { # PID: within half a minute
+  for _ in {1..150}; do
     [ -e "/proc/$1" ] && [ "$(cut -d' ' -f3 "/proc/$1/stat" 2>/dev/null)" != Z ] || return 0
     sleep 0.2
   done
@@ -155,8 +165,9 @@ check_kafka() {
   expect "$voter: a topic with three replicas" soon 30 kafka_topics "$voter" --create --if-not-exists --topic t1 --partitions 8 --replication-factor 3
   expect "${brokers[-1]}: no partition lacks a replica" soon 30 no_output kafka_topics "${brokers[-1]}" --describe --under-replicated-partitions
   expect "$voter: logs are for the log shipper's group" bash -c "[ \"\$(stat -c '%a' '$work/$voter/root/var/log/datalyptica/kafka/server.log')\" = 640 ]"
-  for node in "${brokers[@]}"; do kill -TERM "${pid_of["$node/kafka"]}" 2>/dev/null || true; done
-  for node in "${brokers[@]}"; do stop "$node" kafka; done
+  # The broker, then a voter, while a quorum is left; without one a broker waits minutes for somebody to take leave of.
+  for node in "${brokers[-1]}" "$voter"; do stop "$node" kafka; done
+  for node in "${brokers[@]:1:${#brokers[@]}-2}"; do cut_off "$node" kafka; done
 }
 
 no_output() { local said; said=$("$@") && [ -z "$said" ]; }

@@ -6,17 +6,18 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Check, Within, is_sha256, some_of};
+use super::{Check, Within, some_of};
 use crate::fleet::load::{Document, Documents};
 use crate::fleet::schema::{self, CheckKind};
 use crate::fleet::selector::Selector;
-use crate::fleet::{Node, Role, rule};
+use crate::fleet::{Node, Role, agents, rule};
 use crate::name::{NodeName, RoleName, SecretName, UnitName};
+use crate::resource::action::Scope;
 use crate::resource::{Id, Kind};
 
 /// An entry of a role: `[[table]]` number `index`.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Place<'a> {
+pub(super) struct Place<'a> {
     role: &'a RoleName,
     table: &'static str,
     index: usize,
@@ -30,9 +31,12 @@ struct Together<'a> {
     units: BTreeMap<(Place<'a>, &'static str, usize, &'a UnitName), Vec<&'a Node>>,
     group_units: BTreeMap<(&'a RoleName, &'a str, &'a UnitName), Vec<&'a Node>>,
     packages: BTreeMap<(Place<'a>, &'a str), Vec<&'a Node>>,
-    artifacts: BTreeMap<(Place<'a>, &'a str, &'a str), Vec<&'a Node>>,
+    artifacts: super::artifacts::Wanted<'a>,
     secrets: BTreeMap<(Place<'a>, Lack), Vec<(&'a Node, SecretName)>>,
 }
+
+/// What is left of a shorter one is no time for three questions to the store.
+const LEASE_SECS_MIN: u64 = 15;
 
 /// Where a unit is named, and for whom.
 type Asked<'n> = (std::ops::Range<usize>, &'n [&'n Node]);
@@ -158,6 +162,10 @@ impl<'a, 't> Check<'a, 't> {
         let place = |key: &'static str| ["unit", index, key];
         self.entry(document, "unit", index, &unit.only, &[]);
         self.unit_name(document, &place("name"), &unit.name);
+        if agents::is_own_unit(unit.name.as_str()) {
+            let problem = document.error(rule::OWN_UNIT, format!("{} is not a role's to manage", unit.name));
+            self.problems.push(problem.at(document.value(&place("name")), "the agent's own"));
+        }
         self.in_role(document, role, &place("template"), unit.template.as_deref());
         self.in_role(document, role, &place("dropin"), unit.dropin.as_deref());
         if unit.template.is_some() && unit.dropin.is_some() {
@@ -182,10 +190,30 @@ impl<'a, 't> Check<'a, 't> {
                 let title = format!("{name} may take {stop} s to stop, which is more than a third of its lease");
                 Some(("lease_secs", title, format!("must be {} or more", stop.saturating_mul(3))))
             }
+            // A store's answer may take seconds, and some may be lost.
+            (true, Some(lease)) if lease < LEASE_SECS_MIN => {
+                let title = format!("a lease of {lease} s is too short for {name} to be renewed in time");
+                Some(("lease_secs", title, format!("must be {LEASE_SECS_MIN} or more")))
+            }
             _ => None,
         };
         if let Some((key, title, label)) = mistake {
             let problem = document.error(rule::SINGLETON_LEASE, title);
+            self.problems.push(problem.at(document.value(&place(key)), label));
+        }
+        let steps = [&unit.before_stop, &unit.transfer, &unit.after_start];
+        let wrong = [
+            (!name.as_str().ends_with(".service"), "name", "only services can be singletons"),
+            (unit.enabled == Some(true), "enabled", "the boot would start it; its agent does, if it has the key"),
+            (role.groups.values().any(|group| group.unit == *name), "name", "the members of its group would all run"),
+            (
+                steps.iter().any(|steps| !steps.is_empty()),
+                "name",
+                "its stop cannot wait for steps: use ExecStop= and the like",
+            ),
+        ];
+        for (_, key, label) in wrong.into_iter().filter(|(wrong, ..)| unit.singleton && *wrong) {
+            let problem = document.error(rule::SINGLETON, format!("{name} cannot be a singleton"));
             self.problems.push(problem.at(document.value(&place(key)), label));
         }
     }
@@ -208,6 +236,18 @@ impl<'a, 't> Check<'a, 't> {
             let problem = document.error(rule::ACTION_WITHOUT_GUARD, title);
             self.problems.push(problem.at(document.value(&place("name")), "neither creates nor unless"));
         }
+        if action.scope == Scope::Cluster && action.on.is_empty() {
+            let wrong = [
+                (action.creates.is_some(), "creates", "a path on one node says nothing of the cluster"),
+                (!action.before.is_empty(), "before", "it runs when the members run"),
+                (action.unless.is_empty() && action.creates.is_none(), "name", "no `unless` that asks the cluster"),
+            ];
+            for (_, key, label) in wrong.into_iter().filter(|(wrong, ..)| *wrong) {
+                let title = format!("action {} cannot be one for the whole cluster", action.name);
+                let problem = document.error(rule::CLUSTER_ACTION, title);
+                self.problems.push(problem.at(document.value(&place(key)), label));
+            }
+        }
     }
 
     fn checks(&mut self, document: &Document<'_>, role: &Role) {
@@ -225,6 +265,7 @@ impl<'a, 't> Check<'a, 't> {
             let wants = match check.kind {
                 CheckKind::Http | CheckKind::Tcp if check.port.is_none() => Some("port"),
                 CheckKind::Command if check.run.is_empty() => Some("run"),
+                CheckKind::Sentinel | CheckKind::VipHolder if check.path.is_none() => Some("path"),
                 _ if check.timeout_secs == 0 => Some("timeout_secs above 0"),
                 _ => None,
             };
@@ -287,28 +328,6 @@ impl<'a, 't> Check<'a, 't> {
         }
     }
 
-    fn versions(&mut self) {
-        let document = &self.documents.versions;
-        for (component, version) in &self.fleet.environment.versions {
-            self.name(document, &[component], "component", component);
-            for os in version.os.keys() {
-                self.os(document, &[component, "os", os], os, super::Precision::Family);
-            }
-            let mut digest = |path: &[&str], sha256: &Option<String>| {
-                if let Some(sha256) = sha256
-                    && !is_sha256(sha256)
-                {
-                    let problem = document.error(rule::BAD_DIGEST, format!("sha256 of {component} is not a SHA-256"));
-                    self.problems.push(problem.at(document.value(path), "64 lowercase hex digits"));
-                }
-            };
-            digest(&[component, "sha256"], &version.sha256);
-            for (os, other) in &version.os {
-                digest(&[component, "os", os, "sha256"], &other.sha256);
-            }
-        }
-    }
-
     /// What is wrong only because of who has it with what else.
     fn together(&mut self) {
         let mut found = Together::default();
@@ -317,7 +336,7 @@ impl<'a, 't> Check<'a, 't> {
             .environment
             .secrets
             .iter()
-            .map(|(name, secret)| (name, self.selected(&secret.grant).iter().map(|node| &node.name).collect()))
+            .map(|(name, secret)| (name, self.cover.granted(&secret.grant).iter().map(|node| &node.name).collect()))
             .collect();
         for node in &self.fleet.environment.nodes {
             self.of_node(node, &granted, &mut found);
@@ -455,6 +474,7 @@ impl<'a, 't> Check<'a, 't> {
             self.problems.push(problem.at(span(place, &["name"]), label));
         }
         self.artifacts(&found.artifacts, |place| (document(place.role), span(place, &["component"])));
+        self.buckets(&found.artifacts);
         for ((place, lack), wants) in &found.secrets {
             let Some((_, name)) = wants.first() else { continue };
             let nodes: Vec<&Node> = wants.iter().map(|(node, _)| *node).collect();
@@ -514,41 +534,6 @@ impl<'a, 't> Check<'a, 't> {
             false => self.unknown(problem, "units", unit.as_str(), known.iter().copied()),
         }
     }
-
-    fn artifacts(
-        &mut self,
-        found: &BTreeMap<(Place<'a>, &'a str, &'a str), Vec<&'a Node>>,
-        place_of: impl Fn(&Place<'a>) -> (&'a Document<'t>, std::ops::Range<usize>),
-    ) {
-        let versions = &self.fleet.environment.versions;
-        let document = &self.documents.versions;
-        let mut told: BTreeSet<(Place<'_>, &str)> = BTreeSet::new();
-        let mut lacking: BTreeMap<(&str, &'static str), Vec<&Node>> = BTreeMap::new();
-        for ((place, component, os), nodes) in found {
-            let Some(version) = versions.get(*component) else {
-                if told.insert((*place, component)) {
-                    let (role, span) = place_of(place);
-                    let problem = role
-                        .error(rule::UNKNOWN_COMPONENT, format!("\"{component}\" is not a component"))
-                        .at(span, format!("not in {}", document.path));
-                    self.unknown(problem, "components", component, versions.keys().map(String::as_str));
-                }
-                continue;
-            };
-            let pinned = version.on(os);
-            if pinned.sha256.is_none() {
-                lacking.entry((component, "sha256")).or_default().extend(nodes);
-            }
-            if pinned.urls.is_empty() {
-                lacking.entry((component, "urls")).or_default().extend(nodes);
-            }
-        }
-        for ((component, what), nodes) in lacking {
-            let title = format!("{component} has no {what} for {}", some_of(&nodes));
-            let problem = document.error(rule::VERSION_WITHOUT_DIGEST, title);
-            self.problems.push(problem.at(document.key(&[component]), format!("no {what}")));
-        }
-    }
 }
 
 /// Whether the text is what it says: no Tera in it.
@@ -592,11 +577,21 @@ pub fn is_protected(path: &str) -> Option<&'static str> {
         Some("the node's trust root, settings and keys are not the repository's to change")
     } else if OWN.into_iter().any(below) || path.starts_with("/.converger-") {
         Some("converger's own state")
+    } else if path == "/usr/bin/converger" || unit_file_of(path).is_some_and(agents::is_own_unit) {
+        Some("the agent's own; another version of it is the component converger of versions.toml")
     } else if ["/proc", "/sys", "/dev", "/boot"].into_iter().any(below) {
         Some("not a place for files of roles")
     } else {
         None
     }
+}
+
+/// The unit that a unit file or drop-in belongs to, wherever systemd looks for them.
+fn unit_file_of(path: &str) -> Option<&str> {
+    let folders = ["/etc/systemd/system/", "/run/systemd/system/", "/usr/lib/systemd/system/", "/lib/systemd/system/"];
+    let inside = folders.into_iter().find_map(|folder| path.strip_prefix(folder))?;
+    let name = inside.split('/').next().unwrap_or(inside);
+    Some(name.strip_suffix(".d").unwrap_or(name))
 }
 
 const OWN: [&str; 5] =
@@ -605,6 +600,24 @@ const OWN: [&str; 5] =
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_agents_own_is_nobodys_to_write() {
+        for own in [
+            "/usr/bin/converger",
+            "/etc/systemd/system/converger.service",
+            "/etc/systemd/system/converger.service.d/x.conf",
+            "/usr/lib/systemd/system/converger-roll-back.service",
+            "/var/lib/converger/agent/state.json",
+        ] {
+            assert!(is_protected(own).is_some(), "{own}");
+        }
+        for other in
+            ["/usr/bin/convergerd", "/etc/systemd/system/kafka.service", "/etc/systemd/system/kafka.service.d/a.conf"]
+        {
+            assert!(is_protected(other).is_none(), "{other}");
+        }
+    }
 
     #[test]
     fn paths_are_absolute_and_plain() {

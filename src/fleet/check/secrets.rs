@@ -7,22 +7,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use sha2::{Digest as _, Sha256};
 
 use super::{Check, Within, is_sha256};
+use crate::fleet::load::Document;
 use crate::fleet::problem::Problem;
-use crate::fleet::schema::Membership;
 use crate::fleet::tree::Tree;
-use crate::fleet::{Node, rule};
+use crate::fleet::{Fleet, Node, rule};
 use crate::name::{NodeName, SecretName};
-
-/// The digest of a set of recipients, as `secrets.toml` has it: hex SHA-256 over the sorted, unique recipients, each
-/// followed by a newline.
-pub fn recipients_digest<'a>(recipients: impl IntoIterator<Item = &'a str>) -> String {
-    let mut digest = Sha256::new();
-    for recipient in recipients.into_iter().collect::<BTreeSet<_>>() {
-        digest.update(recipient);
-        digest.update("\n");
-    }
-    hex::encode(digest.finalize())
-}
+use crate::secrets::cover::{Cover, Gap};
 
 /// Private keys that stand unencrypted anywhere in the tree, and `.age` files that are none.
 pub fn plaintext(tree: &Tree) -> Vec<Problem> {
@@ -40,6 +30,23 @@ pub fn plaintext(tree: &Tree) -> Vec<Problem> {
         }
     }
     problems
+}
+
+/// Files that are encrypted to more or fewer than `secrets.toml` says with the right digest: somebody made them by hand.
+///
+/// For people only: a node finds out by itself whether it can open its own.
+pub fn miscounted(fleet: &Fleet) -> Vec<Problem> {
+    let cover = Cover::of(&fleet.environment);
+    let secrets = fleet.environment.secrets.values();
+    let gaps = secrets.filter_map(|secret| {
+        let gap = cover.gap(secret, fleet.tree.get(secret.path.as_str())?).filter(|gap| gap.vouched)?;
+        let rule = if gap.is_stale() { rule::STALE_RECIPIENT } else { rule::SECRET_RECIPIENTS };
+        let title = format!("{} is {}", secret.path, gap.counts());
+        let problem = Problem::error(rule, secret.path.clone(), title);
+        let problem = gap.sentences().into_iter().fold(problem, Problem::note);
+        Some(problem.help(format!("`converger secret rekey {}`", secret.name)))
+    });
+    gaps.collect()
 }
 
 fn is_age(bytes: &[u8]) -> bool {
@@ -68,6 +75,7 @@ impl<'a> Check<'a, '_> {
         let environment = &self.fleet.environment;
         let document = &self.documents.secrets;
         let mut without_key: BTreeMap<&NodeName, Vec<&SecretName>> = BTreeMap::new();
+        let mut files: BTreeMap<String, &SecretName> = BTreeMap::new();
         for (name, secret) in &environment.secrets {
             let path = |key: &'static str| ["secrets", name.as_str(), key];
             self.name(document, &["secrets", name.as_str()], "secret", name.as_str());
@@ -77,9 +85,8 @@ impl<'a> Check<'a, '_> {
                     let problem = document
                         .error(rule::SECRET_MISSING_FILE, format!("secret {name} has no file"))
                         .at(document.key(&["secrets", name.as_str()]), format!("no {}", secret.path));
-                    self.problems.push(problem.help(format!(
-                        "encrypt it with `age -R RECIPIENTS -o secrets/{name}.age` in the environment's folder"
-                    )));
+                    let verb = if secret.generate.is_some() { "generate" } else { "encrypt" };
+                    self.problems.push(problem.help(format!("`converger secret {verb} {name}` makes it")));
                 }
                 Some(_) if !is_sha256(&secret.sha256) => {
                     let problem = document.error(rule::BAD_DIGEST, format!("sha256 of secret {name} is not a SHA-256"));
@@ -92,27 +99,29 @@ impl<'a> Check<'a, '_> {
                         let problem = document.error(rule::SECRET_DIGEST, title);
                         let problem = problem.at(document.value(&path("sha256")), format!("the file's is {found}"));
                         self.problems.push(problem);
+                    } else if let Some(other) = files.insert(found, name) {
+                        let title = format!("secrets {other} and {name} are one and the same file");
+                        let problem = document.error(rule::SECRET_COPIED, title);
+                        let problem = problem.at(document.value(&path("sha256")), format!("also that of {other}"));
+                        self.problems.push(problem.help(format!(
+                            "`converger secret encrypt {name}` gives it a value of its own; the same value twice is encrypted twice"
+                        )));
                     }
                 }
             }
-            let readers: Vec<&Node> =
-                self.selected(&secret.grant).into_iter().filter(|node| node.state != Membership::Retired).collect();
-            let lacking: Vec<&Node> = readers.iter().copied().filter(|node| node.recipient.is_none()).collect();
-            for node in &lacking {
+            let mut has_all_keys = true;
+            let wanted = self.cover.wanted(&secret.grant);
+            for node in wanted.keyless() {
                 without_key.entry(&node.name).or_default().push(name);
+                has_all_keys = false;
             }
-            let recipients = readers.iter().filter_map(|node| node.recipient.as_deref());
-            let recipients = recipients.chain(environment.operators.iter().map(String::as_str));
             // A node that has no key, or could not be read, is the reason then, and told already.
-            if lacking.is_empty() && self.left_out.is_empty() && recipients_digest(recipients) != secret.recipients {
-                let nodes = if readers.len() == 1 { "node" } else { "nodes" };
-                let title = format!("secret {name} is encrypted to others than those who may read it now");
-                let label = format!("not the digest of the {} {nodes} granted and the operators", readers.len());
-                let problem =
-                    document.error(rule::SECRET_RECIPIENTS, title).at(document.value(&path("recipients")), label);
-                self.problems.push(problem.help(format!(
-                    "encrypt {name} with `age` to these recipients, and write both digests to secrets.toml"
-                )));
+            if has_all_keys
+                && self.left_out.is_empty()
+                && let Some(file) = self.fleet.tree.get(secret.path.as_str())
+                && let Some(gap) = self.cover.gap_to(wanted, secret, file).filter(|gap| !gap.vouched)
+            {
+                self.problems.push(to_rekey(document, name, &gap));
             }
         }
         for (node, secrets) in without_key {
@@ -147,19 +156,34 @@ impl<'a> Check<'a, '_> {
     pub(super) fn recipients(&mut self, samples: &BTreeSet<String>) {
         let environment = &self.fleet.environment;
         let mut of: BTreeMap<&str, &NodeName> = BTreeMap::new();
+        let document = &self.documents.topology;
         for node in &environment.nodes {
-            let Some(recipient) = node.recipient.as_deref() else { continue };
-            let document = &self.documents.topology;
-            let span = || document.value(&["nodes", node.name.as_str(), "recipient"]);
-            if !is_recipient(recipient) {
-                let title = format!("recipient of {} is no public key", node.name);
-                self.problems
-                    .push(document.error(rule::BAD_RECIPIENT, title).at(span(), "age1…, ssh-ed25519 … or ssh-rsa …"));
+            let said = node.recipient.iter().map(|recipient| (recipient, vec!["recipient".to_owned()]));
+            let more = node.more_recipients.iter().enumerate();
+            let more = more.map(|(index, recipient)| (recipient, vec!["recipients".to_owned(), index.to_string()]));
+            for (recipient, place) in said.chain(more) {
+                let path: Vec<&str> =
+                    ["nodes", node.name.as_str()].into_iter().chain(place.iter().map(String::as_str)).collect();
+                let span = || document.value(&path);
+                if !is_recipient(recipient) {
+                    let title = format!("recipient of {} is no public key", node.name);
+                    let problem = document.error(rule::BAD_RECIPIENT, title);
+                    self.problems.push(problem.at(span(), "age1…, ssh-ed25519 … or ssh-rsa …"));
+                }
+                if let Some(other) = of.insert(recipient, &node.name) {
+                    let title = match other == &node.name {
+                        true => format!("{other} has one key twice"),
+                        false => format!("{other} and {} have the same key", node.name),
+                    };
+                    let problem = document.warning(rule::DUPLICATE_RECIPIENT, title);
+                    self.problems.push(problem.at(span(), format!("{other}'s")));
+                }
             }
-            if let Some(other) = of.insert(recipient, &node.name) {
-                let title = format!("{other} and {} have the same key", node.name);
-                let problem = document.warning(rule::DUPLICATE_RECIPIENT, title);
-                self.problems.push(problem.at(span(), format!("{other}'s")));
+            if node.recipient.is_none() && !node.more_recipients.is_empty() {
+                let title = format!("{} has `recipients` and no `recipient`", node.name);
+                let problem = document.error(rule::BAD_RECIPIENT, title);
+                let span = document.key(&["nodes", node.name.as_str(), "recipients"]);
+                self.problems.push(problem.at(span, "keys besides `recipient`, while it changes"));
             }
         }
         let document = &self.documents.secrets;
@@ -180,7 +204,7 @@ impl<'a> Check<'a, '_> {
         let sampled: Vec<&Node> = environment
             .nodes
             .iter()
-            .filter(|node| node.recipient.as_ref().is_some_and(|recipient| samples.contains(recipient)))
+            .filter(|node| node.recipients().any(|recipient| samples.contains(recipient)))
             .collect();
         if let Some(first) = sampled.first() {
             let document = &self.documents.topology;
@@ -191,6 +215,20 @@ impl<'a> Check<'a, '_> {
             self.problems.push(problem.help("`age-keygen` on the node makes its own"));
         }
     }
+}
+
+fn to_rekey(document: &Document<'_>, name: &SecretName, gap: &Gap<'_>) -> Problem {
+    let span = document.value(&["secrets", name.as_str(), "recipients"]);
+    let (problem, help) = if gap.is_stale() {
+        let title = format!("secret {name} can still be opened by somebody who is not granted it");
+        let known =
+            format!("`converger secret rekey {name}`; who knows the value keeps it: `converger secret rotate {name}`");
+        (document.error(rule::STALE_RECIPIENT, title), known)
+    } else {
+        let title = format!("secret {name} is encrypted to others than those who may read it now");
+        (document.error(rule::SECRET_RECIPIENTS, title), format!("`converger secret rekey {name}`"))
+    };
+    gap.sentences().into_iter().fold(problem.at(span, gap.counts()), Problem::note).help(help)
 }
 
 /// An age X25519 recipient, or an SSH public key that age can encrypt to.
@@ -216,14 +254,5 @@ mod tests {
         {
             assert_eq!(private_key(talk.as_bytes()), None, "{talk}");
         }
-    }
-
-    #[test]
-    fn the_recipients_digest_is_of_a_set() {
-        // printf 'age1a\nage1b\n' | sha256sum
-        let expected = "a1f22ff735c8780191fc499234b33df9558a8cde629821cbbf4b6eb7ce9295bd";
-        assert_eq!(recipients_digest(["age1b", "age1a", "age1b"]), expected);
-        assert_ne!(recipients_digest(["age1a"]), recipients_digest(["age1a", "age1b"]));
-        assert_ne!(recipients_digest(["age1ab"]), recipients_digest(["age1a", "b"]));
     }
 }

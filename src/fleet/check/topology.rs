@@ -9,6 +9,7 @@ use crate::fleet::schema::{ClusterEntry, GroupEntry, Membership, Quorum};
 use crate::fleet::selector::Selector;
 use crate::fleet::{Cluster, Group, rule};
 use crate::name::{GroupId, NodeName, RoleName};
+use crate::resource::action::Scope;
 
 impl Check<'_, '_> {
     pub(super) fn environment(&mut self) {
@@ -21,6 +22,20 @@ impl Check<'_, '_> {
         self.os(document, &["os"], &environment.os, Precision::Exact);
         for (index, role) in environment.roles.iter().enumerate() {
             self.role_exists(&["roles", &index.to_string()], role, Within::Environment);
+            let actions = environment.role_bodies.get(role).map(|role| role.actions.as_slice()).unwrap_or_default();
+            if let Some(action) = actions.iter().find(|action| action.body.scope == Scope::Cluster) {
+                let title = format!("action {} of role {role} is one for a whole cluster", action.body.name);
+                let problem = document.error(rule::CLUSTER_ACTION, title);
+                let place = document.value(&["roles", &index.to_string()]);
+                self.problems.push(problem.at(place, "here no cluster brings it"));
+            }
+            let units = environment.role_bodies.get(role).map(|role| role.units.as_slice()).unwrap_or_default();
+            if let Some(unit) = units.iter().find(|unit| unit.body.singleton) {
+                let title = format!("{} of role {role} cannot be a singleton", unit.body.name);
+                let problem = document.error(rule::SINGLETON, title);
+                let place = document.value(&["roles", &index.to_string()]);
+                self.problems.push(problem.at(place, "here no cluster brings it"));
+            }
         }
         if let Some(commit) = &environment.roles_at {
             let id = commit.as_str();
@@ -30,6 +45,7 @@ impl Check<'_, '_> {
                 self.problems.push(problem.at(document.value(&["roles_at"]), "40 or 64 lowercase hex digits"));
             }
         }
+        self.agents();
         let variables = &environment.variables;
         let document = &self.documents.variables;
         for os in variables.os.keys() {
@@ -101,6 +117,7 @@ impl Check<'_, '_> {
             }
         }
         self.after_cycles();
+        self.windows_together();
         self.aliases();
         for cluster in &self.fleet.environment.clusters {
             self.orders(cluster);
@@ -156,6 +173,7 @@ impl Check<'_, '_> {
                 self.problems.push(problem.at(document.value(&path), format!("{number} is {other}'s")));
             }
         }
+        self.windows_of(name, entry);
         for (group, said) in &entry.groups {
             self.group(name, entry, group, said, &members);
         }

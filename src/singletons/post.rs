@@ -1,0 +1,320 @@
+//! One singleton on one node: looks at its key and its unit, does what was decided, remembers since when.
+//!
+//! Never: counts time from an answer; a grant begins when it was asked for.
+
+use std::time::Duration;
+
+use super::SOON;
+use crate::clock::Clock;
+use crate::host::HostError;
+use crate::host::guard::Guard;
+use crate::lock::protocol;
+use crate::lock::singleton::{Grant, Holder, Lease, Move, Running, Sight, Singleton, View, Wish, decide, write};
+use crate::lock::store::{Condition, LockStore, Outcome, StoreError};
+use crate::name::NodeName;
+use crate::reason::chain;
+use crate::resource::unit::Active;
+
+pub struct Post {
+    singleton: Singleton,
+    wish: Wish,
+    /// The revision at which the key was seen (0: none), since when, and whether it was freed after I had seen it held.
+    seen: Option<Seen>,
+    /// My last write that is known to have happened: its revision and mark.
+    mine: Option<(i64, String)>,
+    /// A write of which it is not known: its mark, and when it was sent.
+    unsure: Option<(String, Duration)>,
+    /// When the last write that counts was sent.
+    granted: Option<Duration>,
+    down_since: Option<Duration>,
+    /// What the key was last written with.
+    theirs: Lease,
+    /// Of which store all this is.
+    store: Option<String>,
+}
+
+struct Seen {
+    revision: i64,
+    since: Duration,
+    freed: bool,
+}
+
+/// What came of one look.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Round {
+    /// The agent should look: it has the singleton and it does not run, or has lost it.
+    pub is_news: bool,
+    /// The singleton is no concern of this node any more.
+    pub is_over: bool,
+    pub again_in: Duration,
+}
+
+impl Post {
+    pub fn new(singleton: Singleton, wish: Wish) -> Self {
+        Self {
+            theirs: singleton.lease(),
+            singleton,
+            wish,
+            seen: None,
+            mine: None,
+            unsure: None,
+            granted: None,
+            down_since: None,
+            store: None,
+        }
+    }
+
+    /// What an agent before this one had: it is kept until a run says otherwise.
+    pub fn resumed(grant: Grant) -> Self {
+        let granted = Some(grant.sent());
+        let mine = Some((grant.revision, grant.mark));
+        Self { mine, granted, ..Self::new(grant.singleton, Wish::Keep) }
+    }
+
+    pub fn singleton(&self) -> &Singleton {
+        &self.singleton
+    }
+
+    pub fn wish(&mut self, singleton: Singleton, wish: Wish) {
+        // Under another key everything is to be seen anew; what was granted under the old one ends by itself.
+        if singleton.key() != self.singleton.key() {
+            (self.seen, self.mine, self.unsure) = (None, None, None);
+        }
+        // A grant keeps the times that it was made with: the new ones hold from the next write on.
+        self.singleton = singleton;
+        self.wish = wish;
+    }
+
+    pub fn leave(&mut self) {
+        self.wish = Wish::Leave;
+    }
+
+    pub fn ordinary(&mut self) {
+        self.wish = Wish::Ordinary;
+    }
+
+    /// Looks once, and does what is to be done.
+    pub fn round(&mut self, me: &NodeName, store: &dyn LockStore, guard: &dyn Guard, clock: &dyn Clock) -> Round {
+        let unit = self.singleton.unit.clone();
+        let mut hands = Hands { me, store, guard, clock };
+        let sight = self.look(&mut hands);
+        let running = match guard.state(&unit) {
+            Ok(active) => self.running(active, clock),
+            Err(error) => {
+                tracing::warn!(unit = %unit, error = %chain(&error), "the singleton cannot be looked at");
+                return Round { is_news: false, is_over: false, again_in: SOON };
+            }
+        };
+        let view = View {
+            lease: self.singleton.lease(),
+            longest: self.singleton.lease().max(self.theirs),
+            sight,
+            granted: self.granted.map(|sent| clock.awake().saturating_sub(sent)),
+            unit: running,
+            wish: self.wish,
+        };
+        let had = self.granted.is_some();
+        let next = decide(&view);
+        tracing::debug!(unit = %unit, ?view, ?next, "singleton");
+        if !view.is_granted() && had {
+            tracing::warn!(unit = %unit, ?sight, "this node has lost the singleton");
+            self.granted = None;
+        }
+        let mut round = Round { is_news: had != self.granted.is_some(), is_over: false, again_in: self.pace(&view) };
+        let done = match next {
+            Move::Renew | Move::Take => self.write(&mut hands),
+            Move::Stop => guard.stop(&unit),
+            Move::Free => self.free(&mut hands),
+            Move::Drop => {
+                round.is_over = true;
+                self.free(&mut hands)
+            }
+            Move::Rest => Ok(()),
+        };
+        if let Err(error) = done {
+            tracing::warn!(unit = %unit, error = %chain(&error), "singleton");
+            (round.is_over, round.again_in) = (false, SOON);
+        }
+        if next == Move::Take {
+            round.is_news |= self.granted.is_some();
+            round.again_in = SOON;
+        }
+        // It has the singleton, and nothing runs: that is for a run of the agent to mend.
+        round.is_news |= self.granted.is_some() && matches!(running, Running::Down(_));
+        round
+    }
+
+    /// Often enough to write in time, and to see an end when it comes.
+    fn pace(&self, view: &View) -> Duration {
+        let every = view.lease.renewed_every();
+        match (view.sight, view.unit) {
+            (Sight::Unknown, _) | (_, Running::Stops) => SOON.min(every),
+            (Sight::Other(unchanged), Running::Down(_)) if view.granted.is_none() => {
+                every.min(view.longest.over_after().saturating_sub(unchanged)).max(SOON)
+            }
+            _ => every,
+        }
+    }
+
+    fn running(&mut self, active: Active, clock: &dyn Clock) -> Running {
+        match active {
+            Active::Inactive | Active::Failed => {
+                let now = clock.awake();
+                Running::Down(now.saturating_sub(*self.down_since.get_or_insert(now)))
+            }
+            Active::Deactivating => {
+                self.down_since = None;
+                Running::Stops
+            }
+            Active::Active | Active::Activating | Active::Reloading => {
+                self.down_since = None;
+                Running::Runs
+            }
+        }
+    }
+
+    fn look(&mut self, hands: &mut Hands<'_>) -> Sight {
+        let key = self.singleton.key();
+        let answer = hands.store.identity().and_then(|identity| Ok((identity, hands.store.read(&[&key])?)));
+        let (identity, snapshot) = match answer {
+            Ok(answer) => answer,
+            Err(error) => {
+                tracing::debug!(%error, "a singleton's key cannot be read");
+                return Sight::Unknown;
+            }
+        };
+        if self.store.as_ref().is_some_and(|store| *store != identity) {
+            // What was seen in another store says nothing in this one.
+            (self.seen, self.mine, self.unsure) = (None, None, None);
+        }
+        self.store = Some(identity);
+        let entry = snapshot.get(&key);
+        let revision = entry.map_or(0, |entry| entry.mod_revision);
+        let holder = entry.and_then(Holder::of);
+        self.theirs = holder.as_ref().map_or(self.theirs, |holder| Lease::of_secs(holder.lease_secs));
+        let mark = holder.as_ref().map(|holder| holder.mark.as_str());
+        if let Some((unsure, sent)) = self.unsure.take()
+            && mark == Some(unsure.as_str())
+        {
+            self.mine = Some((revision, unsure));
+            self.count(sent, hands);
+        }
+        if self.mine.as_ref().is_some_and(|(at, last)| *at == revision && mark == Some(last.as_str())) {
+            return Sight::Mine;
+        }
+        // Somebody wrote since.
+        self.mine = None;
+        // Only a read that was answered shows a state that was there by then.
+        let now = hands.clock.awake();
+        let before = self.seen.as_ref().map(|seen| seen.revision);
+        if before != Some(revision) {
+            // An older state of the store may say that the key is free although it was taken since.
+            let freed = holder.is_some_and(|holder| holder.free) && before.is_some_and(|before| before < revision);
+            self.seen = Some(Seen { revision, since: now, freed });
+        }
+        match &self.seen {
+            Some(Seen { freed: true, .. }) => Sight::Freed,
+            Some(Seen { since, .. }) => Sight::Other(now.saturating_sub(*since)),
+            None => Sight::Unknown,
+        }
+    }
+
+    /// The revision on which a write of this node builds.
+    fn base(&self) -> i64 {
+        let mine = self.mine.as_ref().map(|(revision, _)| *revision);
+        mine.or_else(|| self.seen.as_ref().map(|seen| seen.revision)).unwrap_or(0)
+    }
+
+    fn write(&mut self, hands: &mut Hands<'_>) -> Result<(), HostError> {
+        let Some(sent) = self.put(hands, Says::Held) else { return Ok(()) };
+        self.count(sent, hands);
+        Ok(())
+    }
+
+    fn free(&mut self, hands: &mut Hands<'_>) -> Result<(), HostError> {
+        let unit = &self.singleton.unit;
+        hands.guard.disarm(unit)?;
+        self.granted = None;
+        if self.mine.is_some() && self.put(hands, Says::Free).is_some() {
+            tracing::info!(unit = %self.singleton.unit, "this node has given the singleton away");
+        }
+        // To take it back, it waits like anybody else.
+        (self.mine, self.seen) = (None, None);
+        Ok(())
+    }
+
+    /// When it was sent, if it certainly happened.
+    fn put(&mut self, hands: &mut Hands<'_>, says: Says) -> Option<Duration> {
+        let mark = ulid::Ulid::generate().to_string();
+        let since = hands.clock.now();
+        let holder = Holder {
+            node: hands.me.clone(),
+            mark: mark.clone(),
+            free: says == Says::Free,
+            lease_secs: self.singleton.lease_secs,
+            since,
+        };
+        // A node that was declared dead takes nothing; what it has it may keep.
+        let alive =
+            (says == Says::Held && self.granted.is_none()).then(|| Condition::Absent(protocol::dead_key(hands.me)));
+        let transaction = write(self.singleton.key(), self.base(), &holder, alive);
+        let sent = hands.clock.awake();
+        match hands.store.commit(&transaction) {
+            Ok(Outcome::Committed(revision)) => {
+                self.mine = Some((revision, mark));
+                Some(sent)
+            }
+            Ok(Outcome::Refused) => None,
+            Err(error) => {
+                tracing::debug!(%error, "a singleton's key may not be written");
+                if matches!(error, StoreError::OutcomeUnknown { .. } | StoreError::NoSpace) && says == Says::Held {
+                    self.unsure = Some((mark, sent));
+                }
+                None
+            }
+        }
+    }
+
+    /// A write that happened counts once systemd is set to stop the unit at its end.
+    fn count(&mut self, sent: Duration, hands: &mut Hands<'_>) {
+        let Some((revision, mark)) = self.mine.clone() else { return };
+        let sent_ms = u64::try_from(sent.as_millis()).unwrap_or(u64::MAX);
+        let grant = Grant { singleton: self.singleton.clone(), revision, mark, sent_ms };
+        let unit = &self.singleton.unit;
+        let is_new = self.granted.is_none();
+        if !grant.is_valid(hands.clock.awake()) {
+            return;
+        }
+        if let Err(error) = hands.guard.arm(&grant) {
+            tracing::warn!(unit = %unit, error = %chain(&error), "the singleton's end cannot be arranged");
+            // Somebody else may be able to run it.
+            if is_new {
+                (self.mine, self.seen) = (None, None);
+            }
+            return;
+        }
+        self.granted = Some(grant.sent());
+        if is_new {
+            // It was no fault that it was down before.
+            self.down_since = None;
+            tracing::info!(unit = %unit, "this node has the singleton");
+            if let Err(error) = hands.guard.start(unit) {
+                tracing::warn!(unit = %unit, error = %chain(&error), "the singleton could not be started");
+            }
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Says {
+    Held,
+    Free,
+}
+
+/// What a round works with.
+struct Hands<'a> {
+    me: &'a NodeName,
+    store: &'a dyn LockStore,
+    guard: &'a dyn Guard,
+    clock: &'a dyn Clock,
+}
