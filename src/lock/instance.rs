@@ -316,7 +316,9 @@ mod tests {
         let life = Arc::new(Life::new(agent("a"), Arc::new(store.clone()), clock.clone()));
         life.beat();
         let (told, heard) = std::sync::mpsc::channel();
-        let tell = move || drop(told.send(()));
+        let tell = move || {
+            let _ = told.send(());
+        };
         let _watch = store.watch(&["n/n1/"], Box::new(tell)).unwrap();
         let _kept = life.keep(Duration::from_millis(1));
         // The run: the agent's own thread is in it for 10 minutes.
