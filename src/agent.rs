@@ -290,7 +290,7 @@ impl Agent {
         let wakes = std::mem::take(&mut self.wakes);
         let node = self.settings.node.clone();
         if let Ok(store) = &self.store {
-            self.singletons.begin(&node, store.clone(), wakes.waker());
+            self.singletons.begin(&node, store.clone(), self.paths.store_pin(), wakes.waker());
         }
         let waker = wakes.waker();
         let mut files = Lookout::new(move || waker.wake(Wake::Drift));

@@ -43,6 +43,7 @@ pub struct Singletons {
 struct Start {
     me: NodeName,
     store: Arc<dyn LockStore>,
+    pin: PathBuf,
     waker: Waker,
 }
 
@@ -100,9 +101,10 @@ impl Singletons {
         Self { run: run.to_owned(), rooted, orders, planned, start: None, keeper: None }
     }
 
-    /// Keeps what an agent before this one had, and from the next run on takes what is nobody's.
-    pub fn begin(&mut self, me: &NodeName, store: Arc<dyn LockStore>, waker: Waker) {
-        self.start = Some(Start { me: me.clone(), store, waker });
+    /// Keeps what an agent before this one had, and from the next run on takes what is nobody's. `pin`: where this node keeps
+    /// which store it knows.
+    pub fn begin(&mut self, me: &NodeName, store: Arc<dyn LockStore>, pin: PathBuf, waker: Waker) {
+        self.start = Some(Start { me: me.clone(), store, pin, waker });
         if !self.held().is_empty() {
             self.keep();
         }
@@ -123,12 +125,12 @@ impl Singletons {
             Err(error) => return tracing::error!(error = %chain(&error), "this node takes no singletons"),
         };
         // Only now: what failed is tried again by the next run.
-        let Some(Start { me, store, waker }) = self.start.take() else { return };
+        let Some(Start { me, store, pin, waker }) = self.start.take() else { return };
         let grants = guard::grants(&self.run, SystemClock.awake());
         let posts: BTreeMap<_, _> =
             grants.into_iter().map(|grant| (grant.singleton.unit.clone(), Post::resumed(grant))).collect();
         let orders = self.orders.clone();
-        let keeping = Keeping { me, store, guard, waker, orders, posts, watch: None };
+        let keeping = Keeping { me, store, pin, guard, waker, orders, posts, watch: None };
         let thread = std::thread::Builder::new().name("singletons".to_owned()).spawn(move || keeping.keep());
         match thread {
             Ok(thread) => self.keeper = Some(Keeper { thread, machine }),
@@ -185,6 +187,7 @@ impl Singletons {
 struct Keeping {
     me: NodeName,
     store: Arc<dyn LockStore>,
+    pin: PathBuf,
     guard: Box<dyn Guard>,
     waker: Waker,
     orders: Arc<Orders>,
@@ -250,7 +253,7 @@ impl Keeping {
         let mut sleep = IDLE;
         let mut over = Vec::new();
         for (unit, post) in &mut self.posts {
-            let round = post.round(&self.me, &*self.store, &*self.guard, &SystemClock);
+            let round = post.round(&self.me, &*self.store, &self.pin, &*self.guard, &SystemClock);
             if round.is_news {
                 self.waker.wake(Wake::Store);
             }
@@ -282,7 +285,7 @@ mod tests {
         assert!(!singletons.have_moved(), "an agent that keeps none has none to plan with");
         let clock = Arc::new(FakeClock::at(jiff::Timestamp::UNIX_EPOCH));
         let store = Arc::new(FakeStore::new("one", clock));
-        singletons.begin(&"n1".into(), store, Wakes::default().waker());
+        singletons.begin(&"n1".into(), store, run.path().join("store.json"), Wakes::default().waker());
         assert!(singletons.have_moved());
         assert!(singletons.plan_with().is_empty());
         assert!(!singletons.have_moved());

@@ -7,6 +7,7 @@
 mod bed;
 mod forge;
 
+use std::path::PathBuf;
 use std::process::{Child, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -84,6 +85,9 @@ struct World {
     posts: Vec<Mutex<Option<Post>>>,
     /// Sent, and not there yet.
     late: Mutex<Vec<(u64, Transaction)>>,
+    /// Where each keeps which store it knows: nothing, unless a test says so.
+    pins: [PathBuf; CANDIDATES],
+    _state: tempfile::TempDir,
     calm: Mutex<bool>,
     log: Mutex<Vec<String>>,
     runners_seen: AtomicU64,
@@ -92,7 +96,10 @@ struct World {
 impl World {
     fn new(seed: u64) -> Arc<Self> {
         let passed = Arc::new(Passed::default());
+        let state = tempfile::tempdir().unwrap();
         let world = Self {
+            pins: std::array::from_fn(|at| state.path().join(format!("store.{at}.json"))),
+            _state: state,
             store: FakeStore::new("one", passed.clone()),
             passed,
             random: Mutex::new(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x2545_f491_4f6c_dd1d),
@@ -169,7 +176,7 @@ impl World {
             let due = self.machine(at, |machine| machine.next_round <= now && machine.frozen_until <= now);
             let Some(mut post) = due.then(|| self.posts[at].lock().unwrap().take()).flatten() else { continue };
             let (line, guard, clock) = (Line(self.clone(), at), Fake(self.clone(), at), Own(self.clone(), at));
-            let round = post.round(&NodeName::from(format!("n{at}").as_str()), &line, &guard, &clock);
+            let round = post.round(&NodeName::from(format!("n{at}").as_str()), &line, &self.pins[at], &guard, &clock);
             let now = self.now();
             self.machine(at, |machine| {
                 machine.next_round = now + u64::try_from(round.again_in.as_millis()).unwrap();
@@ -489,6 +496,43 @@ fn a_node_that_was_declared_dead_takes_nothing() {
     let then = (0..CANDIDATES).map(dead).collect();
     world.store.commit(&Transaction { when: Vec::new(), then }).unwrap();
     (0..2_000).for_each(|_| world.tick());
+    assert_eq!(world.runners(), [0_usize; 0]);
+}
+
+/// What holds refuse gives and takes no singleton either: another store, an older state of this one, one of which nobody
+/// knows. A higher epoch is believed.
+#[test]
+fn a_store_that_is_not_the_one_that_is_known_gives_no_singleton() {
+    let pin = |identity: &str, epoch: u64, revision: i64| {
+        format!(r#"{{"identity":"{identity}","epoch":{epoch},"revision":{revision}}}"#)
+    };
+    let fell = pin("one", 0, 1).replace('}', r#","fell":true}"#);
+    for pin in [pin("another", 0, 1), pin("one", 0, 1_000), pin("one", 1, 1), fell, "garbage".to_owned()] {
+        let world = World::new(8);
+        *world.calm.lock().unwrap() = true;
+        let run_for = |secs: u64| (0..secs * 1_000 / TICK).for_each(|_| world.tick());
+        let told = |pin: &str| world.pins.iter().for_each(|path| std::fs::write(path, pin).unwrap());
+        told(&pin);
+        run_for(120);
+        assert_eq!(world.runners(), [0_usize; 0], "{pin}");
+        assert!(world.store.read(&["single/"]).unwrap().entries.is_empty(), "{pin}");
+        assert_eq!(std::fs::read_to_string(&world.pins[0]).unwrap(), pin, "it is read only");
+        let meta = br#"{"fleet":"f","epoch":2,"schema":1,"store":"one"}"#.to_vec();
+        let raised = vec![Write::Put("meta".to_owned(), meta)];
+        if pin != "garbage" {
+            world.store.commit(&Transaction { when: Vec::new(), then: raised }).unwrap();
+            run_for(60);
+            assert_eq!(world.runners().len(), 1, "{pin}: told anew");
+        }
+    }
+    // It had the singleton when the store was exchanged: it ends in time.
+    let world = World::new(9);
+    *world.calm.lock().unwrap() = true;
+    let run_for = |secs: u64| (0..secs * 1_000 / TICK).for_each(|_| world.tick());
+    run_for(60);
+    assert_eq!(world.runners().len(), 1);
+    world.pins.iter().for_each(|path| std::fs::write(path, pin("another", 0, 1)).unwrap());
+    run_for(LEASE_SECS);
     assert_eq!(world.runners(), [0_usize; 0]);
 }
 

@@ -2,15 +2,18 @@
 //!
 //! Never: counts time from an answer; a grant begins when it was asked for.
 
+use std::path::Path;
 use std::time::Duration;
 
 use super::SOON;
 use crate::clock::Clock;
 use crate::host::HostError;
 use crate::host::guard::Guard;
+use crate::lock::epoch::{self, META};
 use crate::lock::protocol;
+use crate::lock::session;
 use crate::lock::singleton::{Grant, Holder, Lease, Move, Running, Sight, Singleton, View, Wish, decide, write};
-use crate::lock::store::{Condition, LockStore, Outcome, StoreError};
+use crate::lock::store::{Condition, LockStore, Outcome, Snapshot, StoreError};
 use crate::name::NodeName;
 use crate::reason::chain;
 use crate::resource::unit::Active;
@@ -31,6 +34,8 @@ pub struct Post {
     theirs: Lease,
     /// Of which store all this is.
     store: Option<String>,
+    /// The store is not the one that this node knows: it was told.
+    is_foreign: bool,
 }
 
 struct Seen {
@@ -61,6 +66,7 @@ impl Post {
             granted: None,
             down_since: None,
             store: None,
+            is_foreign: false,
         }
     }
 
@@ -93,10 +99,17 @@ impl Post {
         self.wish = Wish::Ordinary;
     }
 
-    /// Looks once, and does what is to be done.
-    pub fn round(&mut self, me: &NodeName, store: &dyn LockStore, guard: &dyn Guard, clock: &dyn Clock) -> Round {
+    /// Looks once, and does what is to be done. `pin`: where this node keeps which store it knows.
+    pub fn round(
+        &mut self,
+        me: &NodeName,
+        store: &dyn LockStore,
+        pin: &Path,
+        guard: &dyn Guard,
+        clock: &dyn Clock,
+    ) -> Round {
         let unit = self.singleton.unit.clone();
-        let mut hands = Hands { me, store, guard, clock };
+        let mut hands = Hands { me, store, pin, guard, clock };
         let sight = self.look(&mut hands);
         let running = match guard.state(&unit) {
             Ok(active) => self.running(active, clock),
@@ -175,14 +188,21 @@ impl Post {
 
     fn look(&mut self, hands: &mut Hands<'_>) -> Sight {
         let key = self.singleton.key();
-        let answer = hands.store.identity().and_then(|identity| Ok((identity, hands.store.read(&[&key])?)));
-        let (identity, snapshot) = match answer {
-            Ok(answer) => answer,
-            Err(error) => {
+        let (identity, snapshot) = match seen(&key, hands) {
+            Ok(seen) => seen,
+            Err(Unseen::NoAnswer(error)) => {
                 tracing::debug!(%error, "a singleton's key cannot be read");
                 return Sight::Unknown;
             }
+            Err(Unseen::Foreign(why)) => {
+                if !self.is_foreign {
+                    tracing::warn!(unit = %self.singleton.unit, why, "this store gives and takes no singleton");
+                }
+                self.is_foreign = true;
+                return Sight::Unknown;
+            }
         };
+        self.is_foreign = false;
         if self.store.as_ref().is_some_and(|store| *store != identity) {
             // What was seen in another store says nothing in this one.
             (self.seen, self.mine, self.unsure) = (None, None, None);
@@ -305,6 +325,24 @@ impl Post {
     }
 }
 
+/// Why nothing is known of a key.
+enum Unseen {
+    NoAnswer(StoreError),
+    /// What it says is that of another store, or of an older state of it.
+    Foreign(String),
+}
+
+/// Which store answered, and what it says of the key and of itself: believed as holds believe it.
+fn seen(key: &str, hands: &Hands<'_>) -> Result<(String, Snapshot), Unseen> {
+    // Before the store is read: a run may raise the pin meanwhile.
+    let known = session::read_pin(hands.pin).map_err(|error| Unseen::Foreign(chain(&error)))?;
+    let known = known.map_err(Unseen::Foreign)?;
+    let identity = hands.store.identity().map_err(Unseen::NoAnswer)?;
+    let snapshot = hands.store.read(&[key, META]).map_err(Unseen::NoAnswer)?;
+    epoch::judge(known.as_ref(), &identity, &snapshot).1.map_err(Unseen::Foreign)?;
+    Ok((identity, snapshot))
+}
+
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Says {
     Held,
@@ -315,6 +353,7 @@ enum Says {
 struct Hands<'a> {
     me: &'a NodeName,
     store: &'a dyn LockStore,
+    pin: &'a Path,
     guard: &'a dyn Guard,
     clock: &'a dyn Clock,
 }
