@@ -1002,6 +1002,26 @@ fn a_record_that_cannot_be_read_blocks_and_frees_nothing() {
     let agent = Agent::new("n1", &[&groups[0]]);
     let session = agent.session(&store, &probe, 5);
     assert_eq!(why(&session.enter(&agent.intent(true)).unwrap()), "act");
+/// The same for a repair in lanes.
+#[test]
+fn s9_nothing_is_retargeted_after_the_epoch_was_raised() {
+    let five = ["n1", "n2", "n3", "n4", "n5"];
+    let g = group("c.g", &five, Quorum::Majority, 2);
+    let (store, probe, agent) = (fake(), FakeProbe::healthy(five), Agent::new("n1", &[&g]));
+    let session = agent.session(&store, &probe, 5);
+    assert_eq!(why(&session.enter(&agent.intent(true)).unwrap()), "act");
+    probe.say("n1", Evidence::unhealthy("bad"));
+    session.broken("bad").unwrap();
+    let raise = |store: &FakeStore| put(store, "meta", &meta(1, "one"));
+    let meddled = Meddled { store: store.clone(), at: AtomicUsize::new(1), then: Box::new(raise) };
+    let session = agent.session(&meddled, &probe, 6);
+    assert_eq!(why(&session.enter(&agent.intent(true)).unwrap()), "lost-race");
+    let record = session.record().unwrap();
+    assert_eq!((record.phase, record.seq), (RecordPhase::Failed, 5), "it tries nothing");
+    assert_eq!(holds(&store), ["c.g/0/n1 failed"]);
+    assert_eq!(why(&session.enter(&agent.intent(true)).unwrap()), "act", "what it looks at is of the new epoch");
+}
+
     std::fs::write(agent.dir.path().join("hold.json"), "{").unwrap();
     session.sweep();
     assert_eq!(why(&session.enter(&agent.intent(true)).unwrap()), "settling");

@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 
 use crate::fleet::Group;
+use crate::lock::epoch;
 use crate::lock::machine::{self, Action, Event, Phase};
 use crate::lock::protocol;
 use crate::lock::quorum::{Because, Hold, HoldPhase};
@@ -214,7 +215,7 @@ pub enum Said {
 }
 
 /// `record`: as [`repairing`] made it; `covered`: the groups of the holds, each with the commits proven in it; `seen`: the
-/// holds of them and what is said of this node.
+/// holds of them, what is said of this node, and `meta`.
 pub fn said(record: &Record, me: Me<'_>, asks: Asks, covered: &[(&Group, BTreeSet<u64>)], seen: &Snapshot) -> Said {
     if seen.get(&protocol::dead_key(me.node)).is_some() {
         let sentence = format!("{} was declared dead", me.node);
@@ -231,7 +232,9 @@ pub fn said(record: &Record, me: Me<'_>, asks: Asks, covered: &[(&Group, BTreeSe
         return Said::Wait(because);
     }
     let ranges: Vec<GroupId> = ranges(record, covered.iter().map(|(group, _)| *group)).into_iter().cloned().collect();
-    Said::Go(Some(protocol::retarget(&ours, &ranges, seen.revision, me.node)))
+    let mut retarget = protocol::retarget(&ours, &ranges, seen.revision, me.node);
+    retarget.when.push(epoch::same_epoch(epoch::meta_revision(seen)));
+    Said::Go(Some(retarget))
 }
 
 /// Every name under which what the record holds is held.
