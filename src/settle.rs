@@ -12,7 +12,7 @@ use crate::fleet::select::NodeSpec;
 use crate::host::Observed;
 use crate::ledger::{Ledger, LedgerError};
 use crate::lock::quorum::Because;
-use crate::lock::session::{Record, RecordPhase, Session};
+use crate::lock::session::{Record, RecordPhase, Session, Swept};
 use crate::name::UnitName;
 use crate::plan::{Plan, RanWith};
 use crate::probe::Health;
@@ -23,6 +23,7 @@ use crate::settings::Settings;
 #[derive(Default)]
 pub struct Vigil {
     healthy_since: BTreeMap<UnitName, (Duration, String)>,
+    swept: Swept,
 }
 
 /// What is still settling on this node, and what did not.
@@ -76,7 +77,7 @@ impl Vigil {
         settings: &Settings,
         plan: &Plan<'_>,
     ) -> Result<Settling, SettleError> {
-        session.sweep();
+        session.sweep(&mut self.swept);
         let mut result = Settling::default();
         // Put back, the member is as healthy as before; but what failed is still wanted, and nobody else shall take it.
         let refused = plan.refused().filter(|(batch, _)| {

@@ -16,7 +16,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use converger::fleet::Group;
-use converger::lock::session::{Entry, RecordPhase};
+use converger::lock::session::{Entry, RecordPhase, Swept};
 use converger::lock::store::{LockStore, Outcome, StoreError, StoreKind, Transaction, Watch, Write, open};
 use converger::probe::{Evidence, Probe, Question};
 use etcd::net;
@@ -148,7 +148,7 @@ fn agent(fleet: &Fleet, me: usize) {
         let target = fleet.target.load(SeqCst);
         let session = node.session(&*store, fleet, target);
         let Some(record) = session.record() else {
-            session.sweep();
+            session.sweep(&mut Swept::default());
             restarted = false;
             if fleet.applied[me].load(SeqCst) < target {
                 match session.enter(&node.intent(true)).unwrap() {

@@ -32,7 +32,7 @@ use converger::lock::local::LocalStore;
 use converger::lock::machine::{self, Action, Event, Phase};
 use converger::lock::protocol;
 use converger::lock::quorum::{self, Because, Freeze, Ground, Hold, HoldPhase, Member, Situation, Verdict};
-use converger::lock::session::{Circle, Entry, Intent, Record, RecordPhase, Session, because_of};
+use converger::lock::session::{Circle, Entry, Intent, Record, RecordPhase, Session, Swept, because_of};
 use converger::lock::store::{LockStore, Outcome, Snapshot, StoreError, StoreKind, Transaction, Watch, Write, open};
 use converger::lock::view::{self, Standing};
 use converger::name::{ClusterName, CommitId, GroupId, NodeName, RoleName};
@@ -879,7 +879,7 @@ fn s4_s6_a_fault_at_any_call_leaves_either_a_record_or_no_armed_hold() {
             // The next run of this node clears what is left, whether or not it wants anything.
             let later = agent.session(&store, &probe, 6);
             later.settled().unwrap();
-            later.sweep();
+            later.sweep(&mut Swept::default());
             assert_eq!(holds(&store), [] as [&str; 0], "{fault:?} at {at}");
             let other = Agent::new("n2", &[&groups[0]]);
             let there = other.session(&store, &probe, 6);
@@ -1023,7 +1023,7 @@ fn s9_nothing_is_retargeted_after_the_epoch_was_raised() {
 }
 
     std::fs::write(agent.dir.path().join("hold.json"), "{").unwrap();
-    session.sweep();
+    session.sweep(&mut Swept::default());
     assert_eq!(why(&session.enter(&agent.intent(true)).unwrap()), "settling");
     assert_eq!(holds(&store), ["c.g/0/n1 armed"]);
 }
@@ -1235,7 +1235,7 @@ fn a_node_without_its_state_does_not_free_what_it_armed() {
     ] {
         put_hold(&store, &hold(&"c.g".into(), 0, "n1", phase, 5));
         let session = Session { state_is_old: old, ..agent.session(&store, &probe, 6) };
-        session.sweep();
+        session.sweep(&mut Swept::default());
         assert_eq!(holds(&store).len(), usize::from(says != "act"), "{phase:?} {old}");
         assert_eq!(why(&session.enter(&agent.intent(true)).unwrap()), says, "{phase:?} {old}");
         assert_eq!(holds(&store).len(), left);
@@ -1268,6 +1268,78 @@ fn only_ones_own_token_is_released() {
     // Released by an operator and made anew under the same key: not the one of the record.
     delete(&store, "hold/c.g/0/n1");
     put_hold(&store, &hold(&"c.g".into(), 0, "n1", HoldPhase::Armed, 9));
+/// A store that counts how often all holds are read, and in which this node may not delete.
+struct Counted<'a> {
+    store: &'a FakeStore,
+    of_all: AtomicUsize,
+    denies: AtomicBool,
+}
+
+impl LockStore for Counted<'_> {
+    fn identity(&self) -> Result<String, StoreError> {
+        self.store.identity()
+    }
+
+    fn read(&self, prefixes: &[&str]) -> Result<Snapshot, StoreError> {
+        self.of_all.fetch_add(usize::from(prefixes.contains(&"hold/")), Ordering::Relaxed);
+        self.store.read(prefixes)
+    }
+
+    fn commit(&self, transaction: &Transaction) -> Result<Outcome, StoreError> {
+        if self.denies.load(Ordering::Relaxed) {
+            return Err(StoreError::Denied { why: "permission denied".into() });
+        }
+        self.store.commit(transaction)
+    }
+
+    fn watch(&self, prefixes: &[&str], on_change: Box<dyn Fn() + Send + Sync>) -> Result<Watch, StoreError> {
+        self.store.watch(prefixes, on_change)
+    }
+}
+
+/// An attempt that died between claim and arming, in a group that the node has left since, or in lanes that it has no more.
+#[test]
+fn a_claim_on_a_group_that_is_none_of_its_own_any_more_goes_back() {
+    let (store, probe, groups) = (fake(), FakeProbe::healthy(["n1", "n2", "n3"]), three());
+    let counted = Counted { store: &store, of_all: AtomicUsize::new(0), denies: AtomicBool::new(false) };
+    let agent = Agent::new("n1", &[&groups[0]]);
+    let other = group("c.other", &["n1", "n2", "n3"], Quorum::Majority, 1);
+    let left = |phases: [HoldPhase; 2]| {
+        put_hold(&store, &hold(&"@environment".into(), 0, "n1", phases[0], 5));
+        put_hold(&store, &hold(&"c.former".into(), 1, "n1", phases[1], 5));
+    };
+    put_hold(&store, &hold(&"@environment".into(), 1, "n2", HoldPhase::Claimed, 5));
+    // What is armed may be that of another record of this node.
+    put_hold(&store, &hold(&"converger.agents".into(), 0, "n1", HoldPhase::Armed, 5));
+    put_hold(&store, &hold(&"c.gone".into(), 0, "n1", HoldPhase::Failed, 5));
+    left([HoldPhase::Claimed; 2]);
+    let stay = ["@environment/1/n2 claimed", "c.gone/0/n1 failed", "converger.agents/0/n1 armed"];
+    let mut swept = Swept::default();
+    let sweep = |agent: &Agent, swept: &mut Swept| agent.session(&counted, &probe, 6).sweep(swept);
+    sweep(&agent, &mut swept);
+    assert_eq!(holds(&store), stay);
+    // Once for each agent, and for each change of its groups.
+    left([HoldPhase::Claimed; 2]);
+    for _ in 0..3 {
+        sweep(&agent, &mut swept);
+    }
+    assert_eq!((holds(&store).len(), counted.of_all.load(Ordering::Relaxed)), (5, 1));
+    let moved = Agent::new("n1", &[&groups[0], &other]);
+    store.fail_next(Fault::Unreachable);
+    sweep(&moved, &mut swept);
+    assert_eq!(holds(&store).len(), 5, "it could not look");
+    sweep(&moved, &mut swept);
+    assert_eq!(holds(&store), stay, "as soon as it can");
+    let looks = counted.of_all.load(Ordering::Relaxed);
+    // Without the right to do so it does not ask for ever.
+    left([HoldPhase::Claimed; 2]);
+    counted.denies.store(true, Ordering::Relaxed);
+    for _ in 0..3 {
+        sweep(&agent, &mut swept);
+    }
+    assert_eq!((holds(&store).len(), counted.of_all.load(Ordering::Relaxed) - looks), (5, 1));
+}
+
     assert!(session.settled().unwrap().is_none());
     assert_eq!(holds(&store), ["c.g/0/n1 armed"]);
 }

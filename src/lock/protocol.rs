@@ -11,6 +11,9 @@ use crate::lock::view::{self, Standing, View};
 use crate::name::{ClusterName, GroupId, NodeName};
 
 pub fn hold_range(group: &GroupId) -> Key {
+/// All groups.
+pub const HOLDS: &str = "hold/";
+
     format!("hold/{group}/")
 }
 
@@ -99,6 +102,15 @@ pub fn holds_in(snapshot: &Snapshot, group: &GroupId) -> Vec<(Hold, i64)> {
 }
 
 /// The hold of an entry below a group's range.
+/// This node's holds, of whatever group, with their tokens.
+pub fn holds_of<'a>(snapshot: &'a Snapshot, node: &'a NodeName) -> impl Iterator<Item = (Hold, i64)> + 'a {
+    let all = snapshot.below(HOLDS).filter_map(|entry| {
+        let group = GroupId::new(entry.key.strip_prefix(HOLDS)?.split('/').next()?);
+        Some((hold_of(entry, &group), entry.create_revision))
+    });
+    all.filter(move |(hold, _)| hold.node == *node)
+}
+
 pub fn hold_of(entry: &Entry, group: &GroupId) -> Hold {
     let mut parts = entry.key.rsplit('/');
     let node = NodeName::new(parts.next().unwrap_or_default());

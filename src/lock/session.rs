@@ -79,6 +79,10 @@ pub struct Session<'a> {
     pub seq: u64,
 }
 
+/// The groups that a node had when it last looked for what it left behind anywhere; `None`: not since the agent started.
+#[derive(Default)]
+pub struct Swept(Option<BTreeSet<GroupId>>);
+
 /// What a batch asks for.
 pub struct Intent<'a> {
     pub batch: &'a str,
@@ -247,15 +251,41 @@ impl<'a> Session<'a> {
         Ok((store, snapshot))
     }
 
-    /// Gives back what an attempt of this node left behind, whether or not the node still wants anything.
-    pub fn sweep(&self) {
+    /// Gives back what an attempt of this node left behind, whether or not the node still wants anything. An agent that has
+    /// just started, and one whose groups changed, may have left it in a group that is none of its own: then all are
+    /// looked at.
+    pub fn sweep(&self, swept: &mut Swept) {
         if self.circles.is_empty() || self.record().is_some() {
             return;
         }
-        let ranges = self.circles.iter().flat_map(|circle| circle.ids()).map(protocol::hold_range);
-        match self.look_at(ranges) {
-            Ok((store, snapshot)) => drop(self.free_leftovers(store, &snapshot)),
-            Err(because) => tracing::debug!(node = %self.me, because.sentence, "not swept"),
+        let names: BTreeSet<GroupId> = self.circles.iter().flat_map(|circle| circle.ids()).cloned().collect();
+        let everywhere = swept.0.as_ref() != Some(&names);
+        let all = everywhere.then(|| protocol::HOLDS.to_owned());
+        let ranges = names.iter().filter(|_| !everywhere).map(protocol::hold_range).chain(all);
+        let (store, snapshot) = match self.look_at(ranges) {
+            Ok(seen) => seen,
+            Err(because) => return tracing::debug!(node = %self.me, because.sentence, "not swept"),
+        };
+        self.free_leftovers(store, &snapshot);
+        if everywhere && self.free_strays(store, &snapshot, &names) {
+            swept.0 = Some(names);
+        }
+    }
+
+    /// Claims of ours on other groups: nothing was stopped under them. Whether there is nothing left to do about them.
+    fn free_strays(&self, store: &dyn LockStore, snapshot: &Snapshot, names: &BTreeSet<GroupId>) -> bool {
+        let strays = protocol::holds_of(snapshot, self.me).filter(|(hold, _)| !names.contains(&hold.group));
+        let strays: Vec<(Hold, i64)> = strays.filter(|(hold, _)| hold.phase == HoldPhase::Claimed).collect();
+        if strays.is_empty() {
+            return true;
+        }
+        match store.commit(&protocol::release(&strays, self.me)) {
+            Ok(outcome) => outcome != Outcome::Refused,
+            // A node that left a group may have no right to its keys any more; `holds list` shows what is left.
+            Err(error) => {
+                tracing::warn!(node = %self.me, %error, "a claim on a former group could not be given back");
+                matches!(error, StoreError::Denied { .. })
+            }
         }
     }
 
