@@ -391,6 +391,7 @@ fn unmoved(world: &mut World<'_>, source: &Source) -> Result<Option<Ran>, Pipeli
         return Ok(None);
     }
     if pause::read(&world.paths.pause())?.is_some() {
+    let proven = publish::proven(world)?;
         return Ok(None);
     }
     let Some(seal) = world.ledger.seal()? else { return Ok(None) };
@@ -398,6 +399,7 @@ fn unmoved(world: &mut World<'_>, source: &Source) -> Result<Option<Ran>, Pipeli
     let age = world.clock.now().duration_since(last.at).as_secs();
     let same = seal.key == world.local
         && seal.at.commit == *source.verified.commit()
+        && last.proven == proven
         && last.state == State::Converged
         && !last.untold
         && (0..AUDIT_SECS).contains(&age)

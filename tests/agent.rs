@@ -90,6 +90,44 @@ fn a_machine_of_which_a_copy_lives_restarts_nothing() {
     first.once().exits(0).says(&["restart web.service"]);
 }
 
+/// What a machine settled with says nothing under a name that two machines have; also where nothing else moves.
+#[test]
+fn a_machine_of_which_a_copy_lives_proves_nothing() {
+    let bed = Bed::new();
+    let [first, ..] = members(&bed);
+    more_workers(&bed);
+    first.once().exits(0).says(&["restart web.service"]);
+    first.once().exits(0).says(&["nothing to do"]);
+    let store =
+        LocalStore::open(&bed.dir().join("store.db"), "/converger/test/production/".to_owned(), Arc::new(SystemClock));
+    let store = store.unwrap();
+    let proven = || -> serde_json::Value {
+        let read = store.read(&["n/web01/report"]).unwrap();
+        serde_json::from_slice::<serde_json::Value>(&read.entries[0].value).unwrap()["proven"].clone()
+    };
+    let before = proven();
+    assert!(before["web.web"]["seq"].is_u64(), "{before}");
+    let copy = || {
+        let other = Write::Put("n/web01/instance".to_owned(), br#"{"boot_id":"another","nonce":"x"}"#.to_vec());
+        store.commit(&Transaction { when: vec![], then: vec![other] }).unwrap();
+    };
+    copy();
+    first.once();
+    assert_eq!(proven(), serde_json::json!({}));
+    // Alone again.
+    first.once().exits(0);
+    assert_eq!(proven(), before);
+    // Also after a run that ended in the middle.
+    copy();
+    let pause = first.root.join("var/lib/converger/pause.json");
+    std::fs::create_dir(&pause).unwrap();
+    first.once().exits(5);
+    assert_eq!(proven(), serde_json::json!({}));
+    std::fs::remove_dir(&pause).unwrap();
+    first.once().exits(0);
+    assert_eq!(proven(), before);
+}
+
 #[test]
 fn a_report_that_the_store_did_not_get_is_told_by_the_next_run() {
     let bed = Bed::new();

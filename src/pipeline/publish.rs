@@ -22,7 +22,7 @@ use crate::plan::fight::Fights;
 use crate::plan::{Known, Owned, Plan, RanWith};
 use crate::reason::{self, Exit, chain};
 use crate::render::Desired;
-use crate::report::{self, At, Ending, Note, Report, State, UnitHealth};
+use crate::report::{self, At, Ending, Note, Proof, Report, State, UnitHealth};
 use crate::resource::file::{FileState, Policy};
 use crate::resource::{Digest, Resource};
 use crate::settle::{Settling, Vigil};
@@ -267,12 +267,17 @@ pub(super) fn blank(world: &mut World<'_>, at: &At) -> Result<Report, PipelineEr
         applied: world.ledger.applied()?,
         target: Some(at.clone()),
         drift_repaired: world.ledger.drift_repaired()?,
-        proven: world.ledger.proven()?,
+        proven: proven(world)?,
         agent_sha256: world.updater.settled(),
         store_epoch: session::read_pin(&world.paths.store_pin())?.ok().flatten().map_or(0, |pin| pin.epoch),
         warnings: world.store.map(LockStore::warnings).unwrap_or_default(),
         ..Report::new(&world.settings.node, &world.settings.environment, world.clock.now())
     })
+}
+
+/// What settled here. Where two machines write under one name it is nobody's evidence.
+pub(super) fn proven(world: &World<'_>) -> Result<BTreeMap<GroupId, Proof>, LedgerError> {
+    if world.doubled.is_some() { Ok(BTreeMap::new()) } else { world.ledger.proven() }
 }
 
 /// The disk and the store may be what is wrong: each is told as far as it listens.
@@ -288,6 +293,9 @@ pub(super) fn tell_error(world: &World<'_>, error: &PipelineError) {
     report.reason = error.reason().id.to_owned();
     report.sentence = chain(error);
     report.notes.clear();
+    if world.doubled.is_some() {
+        report.proven.clear();
+    }
     (report.since, report.at) = (now, now);
     if let Err(error) = tell(world, &mut report) {
         tracing::warn!("the report cannot be written: {}", chain(&error));
