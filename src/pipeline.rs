@@ -282,10 +282,8 @@ fn hops(world: &mut World<'_>) -> Result<Ran, PipelineError> {
         let because = pause.because(&observed.boot_id, world.clock);
         outcome.deferred.extend(put_off.into_iter().map(|batch| (batch, because.clone())));
     }
-    let open = candidates::open(&plan, &outcome);
-    // A machine that somebody works on takes nothing new.
-    let candidates = candidates::of(&desired, &|unit| pause.is_none() && !open.contains(unit));
-    world.singletons.stand_for(candidates, candidates::ordinary(&desired));
+    let ready = candidates::ready(&plan, &outcome, pause.as_ref().map(|(pause, _)| pause));
+    world.singletons.stand_for(candidates::of(&desired, &ready), candidates::ordinary(&desired));
     if let Some((pause, _)) = pause.as_ref().filter(|_| world.asked.as_ref().is_some_and(Asked::wants_to_reboot)) {
         // Somebody works on this machine.
         outcome.deferred.push((reboot::BY_ANOTHER.to_owned(), pause.because(&observed.boot_id, world.clock)));
@@ -391,17 +389,17 @@ fn unmoved(world: &mut World<'_>, source: &Source) -> Result<Option<Ran>, Pipeli
         return Ok(None);
     }
     if pause::read(&world.paths.pause())?.is_some() {
-    let proven = publish::proven(world)?;
         return Ok(None);
     }
+    let proven = publish::proven(world)?;
     let Some(seal) = world.ledger.seal()? else { return Ok(None) };
     let Some(last) = report::read(&world.paths.report()) else { return Ok(None) };
     let age = world.clock.now().duration_since(last.at).as_secs();
     let same = seal.key == world.local
         && seal.at.commit == *source.verified.commit()
-        && last.proven == proven
         && last.state == State::Converged
         && !last.untold
+        && last.proven == proven
         && (0..AUDIT_SECS).contains(&age)
         && session::read_record(&world.paths.hold()).is_none();
     if !same {
