@@ -157,6 +157,9 @@ reasons! {
     REPOSITORY_INVALID = "repository-invalid", Repository,
         "The commit verifies, but the fleet repository has problems that touch this node.",
         "Run `converger check`; the fix is the next commit.";
+    TOO_MANY_GROUPS = "too-many-groups", Repository,
+        "The node would need more groups at once than one transaction of the store takes; it takes none of them.",
+        "Take former names out of `aliases` that no node knows any more, let it leave one cluster per commit, or spread its clusters over more nodes.";
     NOT_IN_TOPOLOGY = "not-in-topology", Repository,
         "The topology does not name this node; it does nothing, and keeps what it has.",
         "Add the node to topology.toml, or take the machine away.";

@@ -843,10 +843,34 @@ fn what_a_store_says_is_told_as_it_is() {
         (StoreError::NoSpace, "store-full"),
         (StoreError::Unreachable { endpoints: "e".into(), why: "w".into() }, "store-unreachable"),
         (StoreError::OutcomeUnknown { endpoints: "e".into(), why: "w".into() }, "store-unreachable"),
+        (StoreError::TooLarge { needs: 129 }, "too-many-groups"),
         (StoreError::Settings { why: "w".into() }, "settings"),
     ];
     for (error, reason) in reasons {
         assert_eq!(because_of(&error).reason, reason);
+    }
+}
+
+/// `check` counts as the claim does: with what it lets pass a node can go, with one group more it could not.
+#[test]
+fn as_many_groups_as_check_lets_pass_can_be_taken_at_once() {
+    for (count, conflicts, fits) in [(24, 0, true), (25, 0, false), (20, 12, true), (20, 13, false)] {
+        let (store, probe) = (fake(), FakeProbe::healthy(["n1", "n2", "n3"]));
+        let mut groups: Vec<Group> =
+            (0..count).map(|n| group(&format!("c.g{n}"), &["n1", "n2", "n3"], Quorum::Majority, 1)).collect();
+        groups[0].conflicts = (0..conflicts).map(|n| GroupId::from(format!("d.g{n}").as_str())).collect();
+        assert_eq!(protocol::claim_size(count, count + conflicts) <= protocol::OPERATIONS_MAX, fits);
+        let agent = Agent::new("n1", &groups.iter().collect::<Vec<_>>());
+        let session = agent.session(&store, &probe, 5);
+        let entry = session.enter(&agent.intent(true)).unwrap();
+        assert_eq!(why(&entry), if fits { "act" } else { "too-many-groups" }, "{count} {conflicts}");
+        if let Entry::Deferred(because) = entry {
+            let needs = protocol::claim_size(count, count + conflicts);
+            let said = format!(
+                "too many groups at once: one transaction would need {needs} conditions or writes, the store takes 128"
+            );
+            assert_eq!((because.sentence, holds(&store)), (said, Vec::new()));
+        }
     }
 }
 
@@ -978,6 +1002,26 @@ fn s9_nothing_is_claimed_or_armed_after_the_epoch_was_raised() {
     }
 }
 
+/// The same for a repair in lanes.
+#[test]
+fn s9_nothing_is_retargeted_after_the_epoch_was_raised() {
+    let five = ["n1", "n2", "n3", "n4", "n5"];
+    let g = group("c.g", &five, Quorum::Majority, 2);
+    let (store, probe, agent) = (fake(), FakeProbe::healthy(five), Agent::new("n1", &[&g]));
+    let session = agent.session(&store, &probe, 5);
+    assert_eq!(why(&session.enter(&agent.intent(true)).unwrap()), "act");
+    probe.say("n1", Evidence::unhealthy("bad"));
+    session.broken("bad").unwrap();
+    let raise = |store: &FakeStore| put(store, "meta", &meta(1, "one"));
+    let meddled = Meddled { store: store.clone(), at: AtomicUsize::new(1), then: Box::new(raise) };
+    let session = agent.session(&meddled, &probe, 6);
+    assert_eq!(why(&session.enter(&agent.intent(true)).unwrap()), "lost-race");
+    let record = session.record().unwrap();
+    assert_eq!((record.phase, record.seq), (RecordPhase::Failed, 5), "it tries nothing");
+    assert_eq!(holds(&store), ["c.g/0/n1 failed"]);
+    assert_eq!(why(&session.enter(&agent.intent(true)).unwrap()), "act", "what it looks at is of the new epoch");
+}
+
 /// G20: what an operator wrote back has another token; its holder knows it by its attempt, tells of it and ends it.
 #[test]
 fn a_hold_that_was_written_back_is_its_holders_again() {
@@ -1002,26 +1046,6 @@ fn a_record_that_cannot_be_read_blocks_and_frees_nothing() {
     let agent = Agent::new("n1", &[&groups[0]]);
     let session = agent.session(&store, &probe, 5);
     assert_eq!(why(&session.enter(&agent.intent(true)).unwrap()), "act");
-/// The same for a repair in lanes.
-#[test]
-fn s9_nothing_is_retargeted_after_the_epoch_was_raised() {
-    let five = ["n1", "n2", "n3", "n4", "n5"];
-    let g = group("c.g", &five, Quorum::Majority, 2);
-    let (store, probe, agent) = (fake(), FakeProbe::healthy(five), Agent::new("n1", &[&g]));
-    let session = agent.session(&store, &probe, 5);
-    assert_eq!(why(&session.enter(&agent.intent(true)).unwrap()), "act");
-    probe.say("n1", Evidence::unhealthy("bad"));
-    session.broken("bad").unwrap();
-    let raise = |store: &FakeStore| put(store, "meta", &meta(1, "one"));
-    let meddled = Meddled { store: store.clone(), at: AtomicUsize::new(1), then: Box::new(raise) };
-    let session = agent.session(&meddled, &probe, 6);
-    assert_eq!(why(&session.enter(&agent.intent(true)).unwrap()), "lost-race");
-    let record = session.record().unwrap();
-    assert_eq!((record.phase, record.seq), (RecordPhase::Failed, 5), "it tries nothing");
-    assert_eq!(holds(&store), ["c.g/0/n1 failed"]);
-    assert_eq!(why(&session.enter(&agent.intent(true)).unwrap()), "act", "what it looks at is of the new epoch");
-}
-
     std::fs::write(agent.dir.path().join("hold.json"), "{").unwrap();
     session.sweep(&mut Swept::default());
     assert_eq!(why(&session.enter(&agent.intent(true)).unwrap()), "settling");
@@ -1244,30 +1268,6 @@ fn a_node_without_its_state_does_not_free_what_it_armed() {
     }
 }
 
-#[test]
-fn a_hold_that_an_operator_took_away_is_not_waited_for_and_the_rest_goes_back() {
-    let (store, probe, mut groups) = (fake(), FakeProbe::healthy(["n1", "n2", "n3"]), three());
-    groups[0].aliases = vec!["c.old".into()];
-    let agent = Agent::new("n1", &[&groups[0]]);
-    let session = agent.session(&store, &probe, 5);
-    session.enter(&agent.intent(true)).unwrap();
-    session.acted().unwrap();
-    delete(&store, "hold/c.old/0/n1");
-    assert!(session.settled().unwrap().is_none());
-    assert_eq!(holds(&store), [] as [&str; 0]);
-    assert!(session.record().is_none());
-}
-
-#[test]
-fn only_ones_own_token_is_released() {
-    let (store, probe, groups) = (fake(), FakeProbe::healthy(["n1", "n2", "n3"]), three());
-    let agent = Agent::new("n1", &[&groups[0]]);
-    let session = agent.session(&store, &probe, 5);
-    session.enter(&agent.intent(true)).unwrap();
-    session.acted().unwrap();
-    // Released by an operator and made anew under the same key: not the one of the record.
-    delete(&store, "hold/c.g/0/n1");
-    put_hold(&store, &hold(&"c.g".into(), 0, "n1", HoldPhase::Armed, 9));
 /// A store that counts how often all holds are read, and in which this node may not delete.
 struct Counted<'a> {
     store: &'a FakeStore,
@@ -1340,6 +1340,30 @@ fn a_claim_on_a_group_that_is_none_of_its_own_any_more_goes_back() {
     assert_eq!((holds(&store).len(), counted.of_all.load(Ordering::Relaxed) - looks), (5, 1));
 }
 
+#[test]
+fn a_hold_that_an_operator_took_away_is_not_waited_for_and_the_rest_goes_back() {
+    let (store, probe, mut groups) = (fake(), FakeProbe::healthy(["n1", "n2", "n3"]), three());
+    groups[0].aliases = vec!["c.old".into()];
+    let agent = Agent::new("n1", &[&groups[0]]);
+    let session = agent.session(&store, &probe, 5);
+    session.enter(&agent.intent(true)).unwrap();
+    session.acted().unwrap();
+    delete(&store, "hold/c.old/0/n1");
+    assert!(session.settled().unwrap().is_none());
+    assert_eq!(holds(&store), [] as [&str; 0]);
+    assert!(session.record().is_none());
+}
+
+#[test]
+fn only_ones_own_token_is_released() {
+    let (store, probe, groups) = (fake(), FakeProbe::healthy(["n1", "n2", "n3"]), three());
+    let agent = Agent::new("n1", &[&groups[0]]);
+    let session = agent.session(&store, &probe, 5);
+    session.enter(&agent.intent(true)).unwrap();
+    session.acted().unwrap();
+    // Released by an operator and made anew under the same key: not the one of the record.
+    delete(&store, "hold/c.g/0/n1");
+    put_hold(&store, &hold(&"c.g".into(), 0, "n1", HoldPhase::Armed, 9));
     assert!(session.settled().unwrap().is_none());
     assert_eq!(holds(&store), ["c.g/0/n1 armed"]);
 }

@@ -98,9 +98,10 @@ impl Operation {
         Ok(Self { fleet, store, said, id: ulid::Ulid::generate().to_string() })
     }
 
-    pub fn commit(&self, transaction: &Transaction) -> Result<(), Failure> {
+    /// The revision at which it was done.
+    pub fn commit(&self, transaction: &Transaction) -> Result<i64, Failure> {
         match self.store.commit(transaction).map_err(unreachable)? {
-            Outcome::Committed(_) => Ok(()),
+            Outcome::Committed(revision) => Ok(revision),
             Outcome::Refused => {
                 let what = "it changed meanwhile; look again with `converger holds list`";
                 Err(Failure::of(reason::LOST_RACE, what))

@@ -144,6 +144,9 @@ rules! {
     MAX_UNAVAILABLE_ZERO = "max-unavailable-zero",
         "A group whose `max_unavailable` is 0 could never restart anything.",
         "Say 1 or more; to keep it from moving use a maintenance window or a freeze.";
+    TOO_MANY_GROUPS = "too-many-groups",
+        "The groups of a node, with their former names and conflicts, need more than one transaction of the store.",
+        "Take former names out of `aliases` when no node knows them any more; else spread the clusters over more nodes.";
     BAD_WINDOW = "bad-window",
         "A maintenance window cannot be read, or the windows of a node's clusters never open together.",
         "Write `Sat 02:00-04:00`, `Mon-Fri 22:00-04:00`, `Tue,Thu 01:00-02:00`, or `02:00-04:00` for every day; times are UTC.";

@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::lock::operator::{Scope, Statement};
-use crate::lock::protocol;
+use crate::lock::protocol::{self, OPERATIONS_MAX};
 use crate::lock::quorum::{Hold, HoldPhase};
 use crate::lock::store::{Condition, Key, Snapshot, Transaction, Write};
 use crate::name::{EnvironmentName, GroupId, NodeName};
@@ -115,7 +115,11 @@ pub struct Restored<'a> {
 }
 
 pub struct Reinit {
-    pub transaction: Transaction,
+    /// One transaction each, in this order: what is held comes first, the epoch last. Until then no node believes the store,
+    /// and whoever stops in between begins again.
+    pub steps: Vec<Vec<Write>>,
+    /// The freeze and the epoch are as they were looked at.
+    still: [Condition; 2],
     pub epoch: u64,
     /// As the nodes have them.
     pub holds: Vec<Hold>,
@@ -123,7 +127,15 @@ pub struct Reinit {
     pub dropped: Vec<Hold>,
 }
 
-/// What makes the store say what the nodes know, in one transaction. Errors: everything that is missing.
+impl Reinit {
+    /// A step of it. `read_at`: the revision of the snapshot, then that of the step before.
+    pub fn transaction(&self, step: &[Write], read_at: i64) -> Transaction {
+        let untouched = Condition::RangeUntouchedSince(protocol::HOLDS.to_owned(), read_at);
+        Transaction { when: self.still.iter().cloned().chain([untouched]).collect(), then: step.to_vec() }
+    }
+}
+
+/// What makes the store say what the nodes know. Errors: everything that is missing.
 pub fn reinit(restored: &Restored<'_>, statement: &Statement, audit: Key) -> Result<Reinit, Vec<String>> {
     let Restored { fleet, environment, nodes, identity, snapshot, exports, dead } = restored;
     let mut problems = Vec::new();
@@ -178,15 +190,11 @@ pub fn reinit(restored: &Restored<'_>, statement: &Statement, audit: Key) -> Res
     let statement = json(serde_json::to_vec(statement));
     let declared = dead.iter().map(|node| Write::Put(protocol::dead_key(node), statement.clone()));
     let last = [Write::Put(META.to_owned(), json(serde_json::to_vec(&meta))), Write::Put(audit, statement.clone())];
+    let (said, last) = (declared.collect::<Vec<_>>(), Vec::from(last));
+    let writes: Vec<Write> = puts.chain(deletes).chain(said).chain(last).collect();
     Ok(Reinit {
-        transaction: Transaction {
-            when: vec![
-                Condition::ModifiedAt(freeze, frozen_at),
-                same_epoch(meta_revision(snapshot)),
-                Condition::RangeUntouchedSince("hold/".to_owned(), snapshot.revision),
-            ],
-            then: deletes.chain(puts).chain(declared).chain(last).collect(),
-        },
+        steps: writes.chunks(OPERATIONS_MAX).map(<[Write]>::to_vec).collect(),
+        still: [Condition::ModifiedAt(freeze, frozen_at), same_epoch(meta_revision(snapshot))],
         epoch,
         dropped: stale.map(|(_, hold)| hold.clone()).collect(),
         holds,
@@ -205,7 +213,8 @@ fn held(snapshot: &Snapshot) -> BTreeMap<&str, Hold> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lock::store::Entry;
+    use crate::lock::keys::Keys;
+    use crate::lock::store::{Entry, Outcome};
     use crate::name::CommitId;
 
     fn store(revision: i64, meta: Option<&str>) -> Snapshot {
@@ -303,12 +312,16 @@ mod tests {
     fn reinit_of(present: &[Hold], exports: &[Export]) -> Result<Reinit, Vec<String>> {
         let frozen = Entry { key: Scope::Fleet.key(), value: vec![], create_revision: 6, mod_revision: 6 };
         let entries = present.iter().map(entry).chain([frozen]).collect();
+        restored_from(&Snapshot { revision: 8, entries }, exports)
+    }
+
+    fn restored_from(snapshot: &Snapshot, exports: &[Export]) -> Result<Reinit, Vec<String>> {
         let restored = Restored {
             fleet: "f",
             environment: &"e".into(),
             nodes: &["a".into(), "b".into(), "c".into()],
             identity: "new",
-            snapshot: &Snapshot { revision: 8, entries },
+            snapshot,
             exports,
             dead: &["c".into()],
         };
@@ -328,11 +341,51 @@ mod tests {
             &[export("a", 4, std::slice::from_ref(&armed)), export("b", 2, &[])],
         );
         let found = found.map_err(|problems| problems.join("; ")).unwrap();
-        assert_eq!((found.epoch, found.holds, found.dropped), (5, vec![armed], vec![stale, dead]));
-        let keys: Vec<&str> = found.transaction.then.iter().map(Write::key).collect();
-        assert_eq!(keys, ["hold/g/0/b", "hold/g/0/c", "hold/g/0/a", "dead/c", "meta", "audit/x"]);
+        assert_eq!((found.epoch, &found.holds, &found.dropped), (5, &vec![armed], &vec![stale, dead]));
+        let [step] = &found.steps[..] else { panic!("{:?}", found.steps) };
+        let keys: Vec<&str> = step.iter().map(Write::key).collect();
+        assert_eq!(keys, ["hold/g/0/a", "hold/g/0/b", "hold/g/0/c", "dead/c", "meta", "audit/x"]);
         let freeze = Condition::ModifiedAt("freeze/fleet".into(), 6);
-        assert_eq!(found.transaction.when[0], freeze, "nobody lifts it meanwhile");
+        assert_eq!(found.transaction(step, 8).when[0], freeze, "nobody lifts it meanwhile");
+    }
+
+    /// More than one transaction takes: nobody believes the store before the last one, and nobody else writes in between.
+    #[test]
+    fn many_holds_are_written_back_one_step_after_the_other() {
+        let many = |node: &str| -> Vec<Hold> {
+            let one = |n| Hold { group: GroupId::new(format!("g.{n}")), ..hold(node, HoldPhase::Armed, 50) };
+            (0..200).map(one).collect()
+        };
+        let mut keys = Keys::default();
+        let there = many("b").into_iter().map(|hold| Write::Put(entry(&hold).key, entry(&hold).value));
+        let frozen = Write::Put(Scope::Fleet.key(), Vec::new());
+        keys.commit(&Transaction { when: Vec::new(), then: there.chain([frozen]).collect() });
+        let exports = [export("a", 4, &many("a")), export("b", 2, &[])];
+        let snapshot = keys.read(&["hold/", "freeze/", META]);
+        let found = restored_from(&snapshot, &exports).map_err(|problems| problems.join("; ")).unwrap();
+        assert!(found.steps.len() > 2 && found.steps.iter().all(|step| step.len() <= OPERATIONS_MAX));
+        let (before, mut read_at) = (keys.clone(), snapshot.revision);
+        for (n, step) in found.steps.iter().enumerate() {
+            assert!(keys.read(&[META]).entries.is_empty(), "the epoch comes last");
+            // Somebody who takes a hold in between, or ends the freeze, stops it.
+            for meddled in [Write::Put("hold/g.7/0/c".into(), Vec::new()), Write::Delete(Scope::Fleet.key())] {
+                let mut other = keys.clone();
+                other.commit(&Transaction { when: Vec::new(), then: vec![meddled] });
+                assert_eq!(other.commit(&found.transaction(step, read_at)).0, Outcome::Refused, "step {n}");
+            }
+            let (Outcome::Committed(revision), _) = keys.commit(&found.transaction(step, read_at)) else {
+                panic!("step {n}")
+            };
+            read_at = revision;
+        }
+        let held = keys.read(&["hold/"]).entries;
+        assert!(held.len() == 200 && held.iter().all(|entry| entry.key.ends_with("/a")));
+        assert_eq!(keys.read(&[META, "audit/x"]).entries.len(), 2);
+        // Whoever stopped after the first step says it again.
+        let mut keys = before;
+        keys.commit(&found.transaction(&found.steps[0], snapshot.revision));
+        let again = restored_from(&keys.read(&["hold/", "freeze/", META]), &exports);
+        assert_eq!(again.map_err(|problems| problems.join("; ")).unwrap().epoch, found.epoch);
     }
 
     #[test]

@@ -6,14 +6,15 @@
 use crate::fleet::Group;
 use crate::lock::election::{Begun, Claim};
 use crate::lock::quorum::{Freeze, Hold, HoldPhase};
+pub use crate::lock::store::OPERATIONS_MAX;
 use crate::lock::store::{Condition, Entry, Key, Snapshot, Transaction, Write};
 use crate::lock::view::{self, Standing, View};
 use crate::name::{ClusterName, GroupId, NodeName};
 
-pub fn hold_range(group: &GroupId) -> Key {
 /// All groups.
 pub const HOLDS: &str = "hold/";
 
+pub fn hold_range(group: &GroupId) -> Key {
     format!("hold/{group}/")
 }
 
@@ -101,7 +102,6 @@ pub fn holds_in(snapshot: &Snapshot, group: &GroupId) -> Vec<(Hold, i64)> {
     snapshot.below(&hold_range(group)).map(|entry| (hold_of(entry, group), entry.create_revision)).collect()
 }
 
-/// The hold of an entry below a group's range.
 /// This node's holds, of whatever group, with their tokens.
 pub fn holds_of<'a>(snapshot: &'a Snapshot, node: &'a NodeName) -> impl Iterator<Item = (Hold, i64)> + 'a {
     let all = snapshot.below(HOLDS).filter_map(|entry| {
@@ -111,6 +111,7 @@ pub fn holds_of<'a>(snapshot: &'a Snapshot, node: &'a NodeName) -> impl Iterator
     all.filter(move |(hold, _)| hold.node == *node)
 }
 
+/// The hold of an entry below a group's range.
 pub fn hold_of(entry: &Entry, group: &GroupId) -> Hold {
     let mut parts = entry.key.rsplit('/');
     let node = NodeName::new(parts.next().unwrap_or_default());
@@ -158,6 +159,15 @@ pub fn claim(holds: &[Hold], ranges: &[GroupId], declared: &[Declared], read_at:
     });
     let held = holds.iter().map(|hold| Write::Put(hold_key(&hold.group, hold.lane, me), value(hold)));
     Transaction { when, then: brought.chain(held).collect() }
+}
+
+/// How many conditions the claim of so many names takes, of `ranges` names that are looked at, where each of its groups moves
+/// its declaration: the most that it can be.
+pub fn claim_size(names: usize, ranges: usize) -> usize {
+    let of_each_name = ["no hold of ours", "whose declaration", "nobody's, as it moves"].len();
+    let of_each_range = ["untouched", "no freeze"].len();
+    let of_all = ["fleet not frozen", "node not frozen", "not dead", "epoch"].len();
+    of_each_name * names + of_each_range * ranges + of_all
 }
 
 /// Whose declaration of a group a claim counted with.

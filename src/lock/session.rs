@@ -119,6 +119,7 @@ pub fn because_of(error: &StoreError) -> Because {
         }
         StoreError::Denied { .. } => reason::STORE_DENIED,
         StoreError::NoSpace => reason::STORE_FULL,
+        StoreError::TooLarge { .. } => reason::TOO_MANY_GROUPS,
         StoreError::Settings { .. } => reason::SETTINGS,
     };
     Because::new(reason, None, reason::chain(error))

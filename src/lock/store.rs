@@ -78,8 +78,9 @@ impl Transaction {
     /// What etcd would refuse is refused by every store, so that a test over the fake finds it.
     pub(super) fn well_formed(&self) -> Result<(), StoreError> {
         let malformed = |why: String| Err(StoreError::Settings { why });
-        if self.when.len().max(self.then.len()) > OPERATIONS_MAX {
-            return malformed(format!("a transaction of more than {OPERATIONS_MAX} conditions or writes"));
+        let needs = self.when.len().max(self.then.len());
+        if needs > OPERATIONS_MAX {
+            return Err(StoreError::TooLarge { needs });
         }
         let mut keys = BTreeSet::new();
         match self.then.iter().find(|write| !keys.insert(write.key())) {
@@ -97,8 +98,8 @@ impl Write {
     }
 }
 
-/// etcd's own default (`--max-txn-ops`).
-const OPERATIONS_MAX: usize = 128;
+/// Of conditions, and of writes, in one transaction: etcd's own default (`--max-txn-ops`).
+pub const OPERATIONS_MAX: usize = 128;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Outcome {
@@ -122,6 +123,11 @@ pub enum StoreError {
     NoSpace,
     #[error("the store at {path} cannot be used")]
     Local { path: String, source: rusqlite::Error },
+    /// Groups, their former names and their conflicts are taken in one transaction, or not at all.
+    #[error(
+        "too many groups at once: one transaction would need {needs} conditions or writes, the store takes {OPERATIONS_MAX}"
+    )]
+    TooLarge { needs: usize },
     #[error("bad store settings: {why}")]
     Settings { why: String },
 }

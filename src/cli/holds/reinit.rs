@@ -66,7 +66,10 @@ pub fn run(args: Args, access: &Access) -> Done {
     let reinit = reinit.map_err(|problems| {
         Failure::usage(format!("nothing was written:\n{}", lines(problems.iter().map(String::as_str))))
     })?;
-    operation.commit(&reinit.transaction)?;
+    let mut read_at = snapshot.revision;
+    for step in &reinit.steps {
+        read_at = operation.commit(&reinit.transaction(step, read_at))?;
+    }
     let named = |holds: &[Hold]| match holds {
         [] => "  none\n".to_owned(),
         holds => lines(holds.iter().map(|hold| format!("{} of {}", hold.group, hold.node))),

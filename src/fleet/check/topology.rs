@@ -8,6 +8,7 @@ use super::{Check, Precision, Within};
 use crate::fleet::schema::{ClusterEntry, GroupEntry, Membership, Quorum};
 use crate::fleet::selector::Selector;
 use crate::fleet::{Cluster, Group, rule};
+use crate::lock::protocol::{self, OPERATIONS_MAX};
 use crate::name::{GroupId, NodeName, RoleName};
 use crate::resource::action::Scope;
 
@@ -118,6 +119,7 @@ impl Check<'_, '_> {
         }
         self.after_cycles();
         self.windows_together();
+        self.taken_together();
         self.aliases();
         for cluster in &self.fleet.environment.clusters {
             self.orders(cluster);
@@ -344,6 +346,35 @@ impl Check<'_, '_> {
             let way = circle.iter().chain([&start]).copied().collect::<Vec<_>>().join(" after ");
             let problem = document.error(rule::AFTER_CYCLE, format!("clusters wait for each other: {way}"));
             self.problems.push(problem.at(document.value(&["clusters", start, "after"]), "leads back here"));
+        }
+    }
+
+    /// A reboot takes all groups of its node in one transaction.
+    fn taken_together(&mut self) {
+        let document = &self.documents.topology;
+        let environment = &self.fleet.environment;
+        for node in &environment.nodes {
+            let groups = || environment.groups_of(&node.name);
+            let names: BTreeSet<&GroupId> = groups().flat_map(Group::ids).collect();
+            let conflicts = groups().flat_map(|group| &group.conflicts).flat_map(|id| {
+                let of_it = environment.groups().find(|other| other.id == *id).into_iter().flat_map(Group::ids);
+                of_it.chain([id])
+            });
+            let ranges: BTreeSet<&GroupId> = conflicts.chain(names.iter().copied()).collect();
+            let needs = protocol::claim_size(names.len(), ranges.len());
+            if needs <= OPERATIONS_MAX {
+                continue;
+            }
+            let title = format!("{} is in more groups than it could take at once", node.name);
+            let problem = document
+                .error(rule::TOO_MANY_GROUPS, title)
+                .help("take out `aliases` that no node knows any more, or spread its clusters over more nodes");
+            let (groups, former) = (groups().count(), names.len() - groups().count());
+            let label = format!(
+                "{groups} groups, {former} former names and {} in conflict need {needs} conditions, a transaction has {OPERATIONS_MAX}",
+                ranges.len() - names.len()
+            );
+            self.problems.push(problem.at(document.value(&["nodes", node.name.as_str(), "clusters"]), label));
         }
     }
 
