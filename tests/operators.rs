@@ -181,6 +181,21 @@ fn a_freeze_is_of_what_it_says_and_ends_by_itself() {
     assert!(!why.all().contains("group web.web is frozen"));
 }
 
+/// The group that nobody declares; services go on.
+#[test]
+fn the_agents_are_frozen_by_the_name_of_their_group() {
+    let place = Place::local();
+    place.run(&["freeze", "--group", "converger.agents", "--reason", "wait", "--for", "1h"]).exits(0);
+    let listed = place.json(&["holds", "list", "--json"]);
+    let frozen = &listed["freezes"][0];
+    assert_eq!((&frozen["scope"], &frozen["attention"]), (&json!("g/converger.agents"), &json!([])), "{listed}");
+    place.change("4", "8");
+    place.node("web01").once().exits(0);
+    place.run(&["unfreeze", "--group", "converger.agents", "--reason", "go"]).exits(0);
+    let near = place.run(&["freeze", "--group", "converger.agent", "--reason", "x", "--for", "1h"]).exits(2);
+    near.says(&["did you mean converger.agents?"]);
+}
+
 #[test]
 fn a_freeze_without_reason_end_or_object_is_refused() {
     let place = Place::local();

@@ -5,6 +5,7 @@
 use super::access::Access;
 use super::operator::{Ends, Operation, unreachable};
 use super::{Done, Failure, say};
+use crate::fleet::agents;
 use crate::fleet::check::suggest;
 use crate::lock::operator::{self, Scope};
 use crate::lock::protocol;
@@ -16,7 +17,7 @@ use crate::reason::Exit;
 #[derive(clap::Args)]
 #[group(multiple = false)]
 struct Where {
-    /// Only this group, as in `kafka.brokers`
+    /// Only this group, as in `kafka.brokers`; `converger.agents`: exchanges of the agent itself
     #[arg(long, value_name = "GROUP")]
     group: Option<String>,
     /// Only this node
@@ -93,8 +94,11 @@ fn exists(scope: &Scope, operation: &Operation) -> Result<(), Failure> {
         Scope::Fleet => Ok(()),
         Scope::Node(node) => operation.known_node(node),
         Scope::Group(id) if environment.groups().any(|group| group.id == *id || group.aliases.contains(id)) => Ok(()),
+        // Nobody declares it, and it is there.
+        Scope::Group(id) if *id == agents::group_id() => Ok(()),
         Scope::Group(id) => {
-            let near = suggest(id.as_str(), environment.groups().map(|group| group.id.as_str()));
+            let (of_agents, declared) = (agents::group_id(), environment.groups().map(|group| group.id.as_str()));
+            let near = suggest(id.as_str(), declared.chain([of_agents.as_str()]));
             let near = near.map_or_else(String::new, |near| format!("; did you mean {near}?"));
             Err(Failure::usage(format!("{id} is not a group of environment {}{near}", environment.name)))
         }
