@@ -19,6 +19,10 @@ use crate::name::{GroupId, NodeName};
 use crate::reason::Exit;
 
 /// List restart holds, release those that their holders cannot release, and restore them after etcd was restored
+///
+/// What can be released: all holds of a machine that is off for good (`release --dead NODE`), and a claim under which nothing
+/// was stopped yet (`release --claimed GROUP/NODE`). Every other hold ends when its member is healthy; `list` says what each
+/// waits for.
 #[derive(clap::Args)]
 pub struct Args {
     #[command(subcommand)]
