@@ -1078,6 +1078,70 @@ fn a_repair_in_lanes_is_tried_by_one_member_at_a_time() {
     assert_eq!(why(&two.enter(&agents[1].intent(true)).unwrap()), "act");
 }
 
+/// A commit that leaves one lane does not make two holders one: their claims were made in two.
+#[test]
+fn a_commit_that_narrows_the_group_is_tried_by_one_of_the_holders_at_a_time() {
+    let five = ["n1", "n2", "n3", "n4", "n5"];
+    for said_by_the_record in [true, false] {
+        let wide = group("c.g", &five, Quorum::Majority, 2);
+        let (store, probe) = (fake(), FakeProbe::healthy(five));
+        let mut agents: Vec<Agent> = ["n1", "n2"].into_iter().map(|name| Agent::new(name, &[&wide])).collect();
+        put(&store, "n/n5/report", &report("n5", 5, &[("c.g", 5)]));
+        for agent in &agents {
+            let session = agent.session(&store, &probe, 5);
+            assert_eq!(why(&session.enter(&agent.intent(true)).unwrap()), "act");
+            session.acted().unwrap();
+        }
+        for agent in &agents {
+            probe.say(agent.me.as_str(), Evidence::unhealthy("bad"));
+            agent.session(&store, &probe, 5).sick("bad").unwrap();
+        }
+        for agent in &mut agents {
+            agent.groups[0].max_unavailable = 1;
+            let path = agent.dir.path().join("hold.json");
+            let mut record: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+            if !said_by_the_record {
+                // Of an agent that did not write it.
+                record.as_object_mut().unwrap().remove("lanes").unwrap();
+                std::fs::write(&path, record.to_string()).unwrap();
+            }
+        }
+        let (one, two) = (agents[0].session(&store, &probe, 6), agents[1].session(&store, &probe, 6));
+        assert_eq!(why(&one.enter(&agents[0].intent(true)).unwrap()), "act");
+        assert_eq!(why(&two.enter(&agents[1].intent(true)).unwrap()), "first-alone");
+        // And with the next commit, after a repair in one lane.
+        one.acted().unwrap();
+        one.sick("worse").unwrap();
+        let (one, two) = (agents[0].session(&store, &probe, 7), agents[1].session(&store, &probe, 7));
+        assert_eq!(why(&two.enter(&agents[1].intent(true)).unwrap()), "act");
+        assert_eq!(why(&one.enter(&agents[0].intent(true)).unwrap()), "first-alone");
+    }
+}
+
+/// The other way round: what was claimed in one lane was repaired in two, and then there is one again.
+#[test]
+fn a_repair_in_more_lanes_than_the_claim_is_remembered() {
+    let three = ["n1", "n2", "n3"];
+    let narrow = group("c.g", &three, Quorum::Majority, 1);
+    let (store, probe) = (fake(), FakeProbe::healthy(three));
+    let mut agent = Agent::new("n1", &[&narrow]);
+    let session = agent.session(&store, &probe, 5);
+    assert_eq!(why(&session.enter(&agent.intent(true)).unwrap()), "act");
+    probe.say("n1", Evidence::unhealthy("bad"));
+    session.broken("bad").unwrap();
+    assert_eq!(session.record().unwrap().lanes, 1);
+    drop(session);
+    agent.groups[0].max_unavailable = 2;
+    let session = agent.session(&store, &probe, 6);
+    assert_eq!(why(&session.enter(&agent.intent(true)).unwrap()), "act");
+    session.broken("bad").unwrap();
+    drop(session);
+    agent.groups[0].max_unavailable = 1;
+    put_hold(&store, &hold(&"c.g".into(), 1, "n2", HoldPhase::Failed, 7));
+    let session = agent.session(&store, &probe, 7);
+    assert_eq!(why(&session.enter(&agent.intent(true)).unwrap()), "first-alone");
+}
+
 #[test]
 fn a_record_of_an_earlier_boot_asks_the_store_before_anything_new() {
     for failed in [false, true] {

@@ -36,8 +36,21 @@ pub struct Record {
     pub start_secs_max: u64,
     /// Why it failed.
     pub why: String,
+    /// In how many lanes the groups could be held since the claim, by the widest of them. A record that does not say it may
+    /// be one of several.
+    #[serde(default = "several")]
+    pub lanes: usize,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lent: Option<Lent>,
+}
+
+fn several() -> usize {
+    2
+}
+
+/// In how many lanes the widest of these groups can be held.
+pub fn lanes<'a>(covered: impl IntoIterator<Item = &'a Group>) -> usize {
+    covered.into_iter().map(|group| group.max_unavailable).max().unwrap_or(1)
 }
 
 /// Since when, and in which boot, somebody else may reboot the machine.
@@ -157,14 +170,16 @@ pub enum Asks {
     Nobody,
     /// After a boot: an operator may have declared this node dead meanwhile.
     Store,
-    /// Another commit where several may hold the group: it is tried by one of them at a time.
+    /// Another commit where several may hold the group, or could when this one claimed it: it is tried by one of them at a
+    /// time.
     Retargets,
 }
 
 /// `covered`: the groups of the holds.
 pub fn asks(record: &Record, me: Me<'_>, covered: &[&Group]) -> Asks {
     let another = record.commit != *me.commit;
-    let several = covered.iter().any(|group| group.max_unavailable > 1);
+    // A commit may leave fewer lanes than there are holders already.
+    let several = record.lanes.max(lanes(covered.iter().copied())) > 1;
     match record.boot_id == me.boot_id {
         _ if another && several => Asks::Retargets,
         false => Asks::Store,

@@ -305,6 +305,7 @@ impl<'a> Session<'a> {
         let asks = recovery::asks(record, self.myself(), &covered);
         let another = record.commit != self.commit;
         let mut record = recovery::repairing(record.clone(), self.myself());
+        record.lanes = record.lanes.max(recovery::lanes(covered.iter().copied()));
         match asks {
             Asks::Nobody => {}
             Asks::Store | Asks::Retargets => {
@@ -769,6 +770,7 @@ impl Attempt<'_, '_> {
             acted_boot: String::new(),
             start_secs_max: self.intent.start_secs_max,
             why: String::new(),
+            lanes: recovery::lanes(self.circles.iter().map(|circle| &*circle.group)),
             lent: None,
         }
     }
@@ -809,6 +811,7 @@ pub fn read_record(path: &Path) -> Option<Record> {
         acted_boot: String::new(),
         start_secs_max: 0,
         why: "its record cannot be read".to_owned(),
+        lanes: 1,
         lent: None,
     };
     match disk::read_bounded(path, 1 << 20) {

@@ -399,6 +399,7 @@ impl Real {
 
     fn record(&self, s: &State, me: usize) -> Record {
         let node = &s.nodes[me];
+        let groups = [node.live, node.target].into_iter().flat_map(|of| (self.config.groups)(of));
         Record {
             phase: match node.rec {
                 Rec::Acting => RecordPhase::Acting,
@@ -415,6 +416,7 @@ impl Real {
             acted_boot: String::new(),
             start_secs_max: 0,
             why: "why".into(),
+            lanes: groups.filter(|def| def.members.contains(&me)).map(|def| def.at_a_time).max().unwrap_or(1),
             lent: None,
         }
     }
