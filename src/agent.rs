@@ -4,7 +4,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::clock::{Clock, SystemClock};
@@ -21,10 +21,11 @@ use crate::host::programs::{self, Program};
 use crate::host::units::Systemd;
 use crate::host::{Contained, Host as _, Query};
 use crate::ledger::Ledger;
-use crate::lock::instance::{BEAT, Instance};
+use crate::lock::instance::{BEAT, Instance, LOOKS, Life};
 use crate::lock::protocol;
+use crate::lock::quorum::Because;
 use crate::lock::session;
-use crate::lock::store::{self, LockStore, Outcome, StoreError, Watch};
+use crate::lock::store::{self, LockStore, StoreError, Watch};
 use crate::name::{HostPath, UnitName};
 use crate::pacing;
 use crate::paths::Paths;
@@ -89,7 +90,8 @@ pub struct Agent {
     host: LinuxHost<'static>,
     probe: Box<dyn Probe + Sync>,
     store: Result<Arc<dyn LockStore>, StoreError>,
-    instance: Instance,
+    /// `None`: there is no store to beat in.
+    life: Option<Arc<Life>>,
     vigil: Vigil,
     singletons: Singletons,
     updater: Updater,
@@ -99,8 +101,6 @@ pub struct Agent {
     /// Where others ask who want to reboot this machine.
     desk: Option<Desk>,
     stop: Arc<AtomicBool>,
-    /// Of the store, as the last sign of life was answered.
-    revision: AtomicI64,
     _only_one: Option<Exclusive>,
 }
 
@@ -185,7 +185,7 @@ impl Agent {
             }
             None => Box::new(live_probe(rooted)),
         };
-        let store = match purpose {
+        let store: Result<Arc<dyn LockStore>, StoreError> = match purpose {
             Purpose::Converge | Purpose::DryRun => {
                 store::open(settings.store.clone().into(), &trust.fleet, settings.environment.as_str()).map(Arc::from)
             }
@@ -197,6 +197,7 @@ impl Agent {
         let singletons = Singletons::new(&paths.run(), rooted);
         let boot_id = host.observe(&Query::default()).map_err(StartError::machine)?.boot_id;
         let instance = Instance::new(settings.node.clone(), boot_id);
+        let life = store.as_ref().ok().map(|store| Arc::new(Life::new(instance, store.clone(), Arc::new(SystemClock))));
         Ok(Self {
             settings,
             root: trust,
@@ -208,7 +209,7 @@ impl Agent {
             host,
             probe,
             store,
-            instance,
+            life,
             vigil: Vigil::default(),
             singletons,
             updater,
@@ -217,13 +218,13 @@ impl Agent {
             wakes,
             desk: None,
             stop,
-            revision: AtomicI64::new(0),
             _only_one: only_one,
         })
     }
 
     pub fn run(&mut self, mode: Mode) -> Result<Ran, PipelineError> {
         let host = Contained(&self.host);
+        let doubled = self.doubled();
         let mut world = World {
             settings: &self.settings,
             root: &self.root,
@@ -234,7 +235,7 @@ impl Agent {
             identities: &self.identities,
             host: &host,
             store: self.store.as_deref(),
-            doubled: self.instance.doubled(),
+            doubled,
             probe: &*self.probe,
             clock: &SystemClock,
             stop: &self.stop,
@@ -264,11 +265,10 @@ impl Agent {
 
     /// Until this node is converged, or cannot get further without others, or has settled for too long. Told after every run.
     pub fn once(&mut self, mode: Mode, mut told: impl FnMut(&Ran)) -> Result<Ran, PipelineError> {
-        let mut last_beat = None;
+        let _beats = self.life.as_ref().map(|life| life.keep(LOOKS));
         let began = SystemClock.awake();
         loop {
-            // One run is a sign of life as well.
-            self.beat(&mut last_beat);
+            self.beat();
             let ran = self.run(mode)?;
             told(&ran);
             if self.updater.goes_on_here() && self.update(Ok(&ran)) == Some(Duration::ZERO) {
@@ -299,9 +299,10 @@ impl Agent {
         let mut interests = Vec::new();
         let mut peers = None;
         let mut failures = 0;
-        let mut last_beat: Option<Duration> = None;
+        // From here on the signs of life go on beside the runs.
+        let _beats = self.life.as_ref().map(|life| life.keep(LOOKS));
         for round in 0.. {
-            self.beat(&mut last_beat);
+            self.beat();
             // This run looks at all of it.
             drop(files.take());
             let ran = self.run(Mode::Apply);
@@ -347,8 +348,8 @@ impl Agent {
                 let woken = wakes.wait(nap.min(BEAT / 3));
                 if woken.contains(&Wake::Shutdown) || self.stop.load(Ordering::Relaxed) {
                     self.singletons.end();
-                    if let Ok(store) = &self.store {
-                        self.instance.leave(&**store);
+                    if let Some(life) = &self.life {
+                        life.leave();
                     }
                     return Exit::Done;
                 }
@@ -359,7 +360,7 @@ impl Agent {
                 }
                 if woken.iter().all(|wake| *wake == Wake::Store) && !pause.is_zero() {
                     sleep = sleep.min(pause);
-                    self.beat(&mut last_beat);
+                    self.beat();
                     continue;
                 }
                 touched |= woken.contains(&Wake::Drift);
@@ -377,7 +378,7 @@ impl Agent {
                     tracing::debug!(?woken, "looks again");
                     break;
                 }
-                self.beat(&mut last_beat);
+                self.beat();
             }
         }
         Exit::Done
@@ -401,7 +402,7 @@ impl Agent {
             return None;
         }
         // Of two machines under one name neither takes another agent.
-        let doubled = self.instance.doubled().map(|because| StoreError::Denied { why: because.sentence });
+        let doubled = self.doubled().map(|because| StoreError::Denied { why: because.sentence });
         let errand = Errand {
             me: &self.settings.node,
             paths: &self.paths,
@@ -430,30 +431,20 @@ impl Agent {
         watch.inspect_err(|error| tracing::warn!(%error, "no watch; polling only")).ok()
     }
 
-    /// A hint for people and for the order of restarts; nothing safe depends on it.
-    fn beat(&mut self, last: &mut Option<Duration>) {
-        let now = SystemClock.awake();
-        if last.is_some_and(|last| now.saturating_sub(last) < BEAT / 3) {
-            return;
-        }
-        if let Ok(store) = &self.store {
-            let beaten = self.instance.beat(&**store, now, &SystemClock.now().to_string());
-            if let Ok(outcome) = beaten {
-                *last = Some(now);
-                self.saw(outcome);
-            }
-        }
-    }
-
-    /// A store that was set back counts up again: whoever was awake remembers.
-    fn saw(&self, outcome: Outcome) {
-        let Outcome::Committed(revision) = outcome else { return };
-        if revision < self.revision.swap(revision, Ordering::Relaxed) {
+    /// Between two runs: what is known of the store and of who else lives is as of now.
+    fn beat(&self) {
+        let Some(life) = &self.life else { return };
+        life.beat();
+        if let Some(revision) = life.store_fell() {
             tracing::error!(revision, reason = reason::STORE_REPLACED.id, "{}", reason::STORE_REPLACED.sentence);
             if let Err(error) = session::saw_it_fall(&self.paths.store_pin()) {
                 tracing::error!("{}", chain(&error));
             }
         }
+    }
+
+    fn doubled(&self) -> Option<Because> {
+        self.life.as_ref()?.doubled()
     }
 
     /// Our own writes are told to us as well.

@@ -2,12 +2,15 @@
 //!
 //! Each agent signs what it writes at every beat with its boot and a number of its own. Who finds another's signature
 //! where its own should be is not alone, and neither is the other, who finds this one's: both leave every member where it is
-//! until one of them has been silent. Never: a decision which of the two is the true one.
+//! until one of them has been silent. Beats come beside the runs of the agent, so that none is too long for them. Never: a
+//! decision which of the two is the true one.
 
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::clock::Clock;
 use crate::lock::protocol;
 use crate::lock::quorum::Because;
 use crate::lock::store::{Condition, LockStore, Outcome, StoreError, Transaction, Write};
@@ -16,6 +19,8 @@ use crate::reason;
 
 /// A node without a sign of life for this long is silent.
 pub const BEAT: Duration = Duration::from_secs(90);
+/// How often it is looked whether the next beat is due; one that was not answered is tried again as soon.
+pub const LOOKS: Duration = Duration::from_secs(10);
 
 /// The value of `n/NODE/instance`.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -93,6 +98,105 @@ impl Instance {
             format!("another machine says that it is {} (boot {})", self.node, other.boot_id)
         };
         Some(Because::new(reason::CLONED, None, sentence))
+    }
+}
+
+/// An agent's beats, as long as it lives.
+pub struct Life {
+    store: Arc<dyn LockStore>,
+    clock: Arc<dyn Clock + Send + Sync>,
+    beats: Mutex<Beats>,
+    ends: Condvar,
+}
+
+struct Beats {
+    instance: Instance,
+    /// The last one that was answered, in awake time.
+    last: Option<Duration>,
+    /// Of the store, as it was answered.
+    revision: i64,
+    /// A revision that was lower than one before.
+    fell: Option<i64>,
+    is_over: bool,
+}
+
+impl Life {
+    pub fn new(instance: Instance, store: Arc<dyn LockStore>, clock: Arc<dyn Clock + Send + Sync>) -> Self {
+        let beats = Beats { instance, last: None, revision: 0, fell: None, is_over: false };
+        Self { store, clock, beats: Mutex::new(beats), ends: Condvar::new() }
+    }
+
+    fn beats(&self) -> MutexGuard<'_, Beats> {
+        // Whoever panicked has left a plain value.
+        self.beats.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// If the next one is due.
+    pub fn beat(&self) {
+        self.beat_of(&mut self.beats());
+    }
+
+    fn beat_of(&self, beats: &mut Beats) {
+        let now = self.clock.awake();
+        if beats.is_over || beats.last.is_some_and(|last| now.saturating_sub(last) < BEAT / 3) {
+            return;
+        }
+        let Ok(outcome) = beats.instance.beat(&*self.store, now, &self.clock.now().to_string()) else { return };
+        beats.last = Some(now);
+        if let Outcome::Committed(revision) = outcome {
+            // A store that was set back counts up again: whoever was awake remembers.
+            if revision < beats.revision {
+                beats.fell = Some(revision);
+            }
+            beats.revision = revision;
+        }
+    }
+
+    /// From a thread of its own, until this is dropped: an apply may take longer than a sign lasts. `looks`: how often it
+    /// looks at the clock.
+    pub fn keep(self: &Arc<Self>, looks: Duration) -> Kept {
+        let life = self.clone();
+        let keep = move || {
+            let mut beats = life.beats();
+            while !beats.is_over {
+                life.beat_of(&mut beats);
+                beats = life.ends.wait_timeout(beats, looks).unwrap_or_else(PoisonError::into_inner).0;
+            }
+        };
+        if let Err(error) = std::thread::Builder::new().name("beats".to_owned()).spawn(keep) {
+            tracing::error!(%error, "no thread: a long run looks like silence");
+        }
+        Kept(self.clone())
+    }
+
+    fn end(&self) {
+        self.beats().is_over = true;
+        self.ends.notify_all();
+    }
+
+    /// Why nothing may be disrupted, if another one lives.
+    pub fn doubled(&self) -> Option<Because> {
+        self.beats().instance.doubled()
+    }
+
+    /// The revision at which the store was lower than before, since this was last asked.
+    pub fn store_fell(&self) -> Option<i64> {
+        self.beats().fell.take()
+    }
+
+    /// It ends on purpose; no beat comes after this.
+    pub fn leave(&self) {
+        self.end();
+        self.beats().instance.leave(&*self.store);
+    }
+}
+
+/// Beats go on until this is dropped.
+pub struct Kept(Arc<Life>);
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        self.0.end();
     }
 }
 
@@ -203,5 +307,53 @@ mod tests {
         let mut later = agent("d");
         later.beat(&store, SECS(0), "now").unwrap();
         assert!(later.doubled().is_none(), "its sign is gone");
+    }
+
+    /// An apply takes as long as it takes, and meanwhile the agent asks for nothing.
+    #[test]
+    fn a_run_that_takes_longer_than_a_sign_lasts_lets_none_expire() {
+        let (store, clock) = store();
+        let life = Arc::new(Life::new(agent("a"), Arc::new(store.clone()), clock.clone()));
+        life.beat();
+        let (told, heard) = std::sync::mpsc::channel();
+        let tell = move || drop(told.send(()));
+        let _watch = store.watch(&["n/n1/"], Box::new(tell)).unwrap();
+        let _kept = life.keep(Duration::from_millis(1));
+        // The run: the agent's own thread is in it for 10 minutes.
+        for _ in 0..20 {
+            clock.advance(BEAT / 3);
+            heard.recv_timeout(Duration::from_secs(20)).expect("a beat");
+            let signs = store.read(&["n/n1/beat", "n/n1/instance"]).unwrap().entries.len();
+            assert_eq!(signs, 2);
+        }
+        assert!(life.doubled().is_none());
+        let mut copy = agent("b");
+        copy.beat(&store, SECS(0), "now").unwrap();
+        assert!(copy.doubled().is_some(), "a copy that boots meanwhile finds it");
+        clock.advance(BEAT / 3);
+        heard.recv_timeout(Duration::from_secs(20)).unwrap();
+        heard.recv_timeout(Duration::from_secs(20)).unwrap();
+        assert!(life.doubled().is_some(), "and is found");
+        life.leave();
+        clock.advance(BEAT);
+        life.beat();
+        assert!(store.read(&["n/n1/"]).unwrap().entries.is_empty(), "it does not beat on");
+    }
+
+    #[test]
+    fn a_store_that_falls_between_two_runs_is_told_once() {
+        let (store, clock) = store();
+        let life = Life::new(agent("a"), Arc::new(store.clone()), clock.clone());
+        for secs in [30, 30] {
+            life.beat();
+            clock.advance(SECS(secs));
+        }
+        assert_eq!(life.store_fell(), None);
+        let Life { beats, .. } = life;
+        // The same agent meets an older state of it.
+        let life = Life { beats, ..Life::new(agent("a"), Arc::new(FakeStore::new("one", clock.clone())), clock) };
+        life.beat();
+        assert!(life.store_fell().is_some());
+        assert_eq!(life.store_fell(), None);
     }
 }
