@@ -13,7 +13,7 @@ use age::secrecy::ExposeSecret as _;
 use bed::{Bed, Said};
 use converger::secrets::pem::{self, Part};
 use converger::secrets::shape::{Made, ssh_key};
-use converger::secrets::tls::{self, Authority, GivenKind, Life, Subject};
+use converger::secrets::tls::{self, Authority, GivenKind, Life, Subject, TlsError};
 use jiff::Timestamp;
 use proptest::prelude::*;
 
@@ -243,6 +243,27 @@ proptest! {
         if let Ok(authority) = Authority::open(&bytes) {
             let signed = authority.issue(&subject("a", &["a"], &[]), days(1), &mut random);
             prop_assert!(signed.is_err() || signed.is_ok_and(|made| tls::expiry(&made.value).is_some()));
+        }
+    }
+}
+
+/// What is signed carries the authority's name, and its writer panics at kinds of attributes that its reader lets pass.
+#[test]
+fn an_authority_whose_name_cannot_be_written_is_refused() {
+    let made = tls::authority(&subject("ca", &[], &[]), days(30), &mut random).unwrap().value;
+    let text = std::str::from_utf8(&made).unwrap();
+    let key = pem::private_key(text).unwrap();
+    let der = x509_parser::pem::parse_x509_pem(pem::certificates(text).next().unwrap().as_bytes()).unwrap().1.contents;
+    let organization = [6, 3, 0x55, 4, 10];
+    let at = der.windows(5).rposition(|five| five == organization).unwrap();
+    for first in [0x55, 0x78, 0x7f] {
+        let mut damaged = der.clone();
+        damaged[at + 2] = first;
+        let body = data_encoding::BASE64_MIME.encode(&damaged);
+        let bundle = format!("{key}\n-----BEGIN CERTIFICATE-----\n{body}\n-----END CERTIFICATE-----\n");
+        match Authority::open(bundle.as_bytes()) {
+            Ok(_) => assert_eq!(first, 0x55),
+            Err(error) => assert!(first != 0x55 && matches!(error, TlsError::Name { .. }), "{error}"),
         }
     }
 }

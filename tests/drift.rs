@@ -7,6 +7,7 @@ mod bed;
 mod forge;
 
 use std::collections::BTreeSet;
+use std::fs::OpenOptions;
 use std::io::Write as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
@@ -274,7 +275,10 @@ fn a_fight_is_slowed_and_told_and_ends() {
     let ends = over.clone();
     let writer = std::thread::spawn(move || {
         while !ends.load(Ordering::Relaxed) {
-            let _ = std::fs::write(&motd, "mine\n");
+            // Over what is there, not after emptying it: nobody finds the file half written.
+            if let Ok(mut file) = OpenOptions::new().write(true).open(&motd) {
+                let _ = file.write_all(b"mine\n").and_then(|()| file.set_len(5));
+            }
             std::thread::sleep(Duration::from_millis(20));
         }
     });

@@ -19,8 +19,9 @@ use crate::reason;
 
 /// A node without a sign of life for this long is silent.
 pub const BEAT: Duration = Duration::from_secs(90);
-/// How often it is looked whether the next beat is due; one that was not answered is tried again as soon.
-pub const LOOKS: Duration = Duration::from_secs(10);
+/// How often it is looked whether the next beat is due: an agent asleep is woken seldom, and of those that are not answered
+/// there are three before a sign has gone.
+pub const LOOKS: Duration = Duration::from_secs(20);
 
 /// The value of `n/NODE/instance`.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]

@@ -10,7 +10,8 @@ use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
     PublicKeyData as _, SanType, SerialNumber,
 };
-use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
+use x509_parser::asn1_rs::Oid;
+use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate, X509Name};
 use zeroize::Zeroizing;
 
 use super::shape::{Made, Public, Random};
@@ -42,6 +43,8 @@ pub enum TlsError {
     KeyDoesNotFit { subject: String },
     #[error("the certificate of {subject} is not an authority's")]
     NotAnAuthority { subject: String },
+    #[error("the name of the authority {subject} has an attribute of a kind that cannot be written into what it signs")]
+    Name { subject: String },
     #[error("the certificate of {subject} expired at {at}")]
     Expired { subject: String, at: Timestamp },
     #[error("the certificate of {subject} is valid from {from} only")]
@@ -121,6 +124,9 @@ impl Authority {
         if !own.is_ca() {
             return Err(TlsError::NotAnAuthority { subject: subject_of(own) });
         }
+        if !can_be_written(own.subject()) {
+            return Err(TlsError::Name { subject: subject_of(own) });
+        }
         let below_root = texts.iter().zip(&parsed).filter(|(_, certificate)| !is_root(certificate));
         let chain = below_root.map(|(text, _)| (*text).to_owned()).collect();
         Ok(Self { expires: expires(own), certificate: ders[0].clone(), key, chain })
@@ -147,6 +153,16 @@ impl Authority {
         let chain = std::iter::once(own.as_str()).chain(self.chain.iter().map(String::as_str));
         Ok(Made { value: bundle(&Zeroizing::new(key.serialize_pem()), chain), public: None })
     }
+}
+
+/// What is signed carries the authority's name. X.660 has no roots but 0, 1 and 2, and 40 arcs below the first two; the
+/// reader lets others pass (also 2.40 and above, which it takes for 3), and the writer panics at them.
+fn can_be_written(name: &X509Name<'_>) -> bool {
+    let written = |kind: &Oid<'_>| {
+        let first: Option<Vec<u64>> = kind.iter().map(|arcs| arcs.take(2).collect());
+        matches!(first.as_deref(), Some([0 | 1, ..=39] | [2, ..=39]))
+    };
+    name.iter_attributes().all(|attribute| written(attribute.attr_type()))
 }
 
 fn alternatives(names: &[String], ips: &[IpAddr]) -> Result<Vec<SanType>, TlsError> {
