@@ -60,6 +60,11 @@ impl Paths {
         self.run().join("status.json")
     }
 
+    /// The last report for Prometheus, unless the settings name another place.
+    pub fn metrics(&self) -> PathBuf {
+        self.run().join("metrics.prom")
+    }
+
     /// Whoever has this lock is the agent of this node.
     pub fn lock(&self) -> PathBuf {
         self.state().join("agent.lock")

@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use circles::open_session;
 pub use circles::{circles, interests, windows};
-use publish::{Facts, blank, fights_now, publish, tell, tell_error};
+use publish::{Facts, blank, expose, fights_now, publish, tell, tell_error};
 use source::Source;
 
 use crate::apply::{self, ApplyError, Outcome, Reach, Tools};
@@ -188,11 +188,15 @@ impl PipelineError {
 
 /// One run. An error is told like any other end of a run: a node that cannot go on must not look like one that is well.
 pub fn run(world: &mut World<'_>) -> Result<Ran, PipelineError> {
+    let began = world.clock.awake();
     let ran = hops(world);
     if let Err(error) = &ran
         && world.mode == Mode::Apply
     {
         tell_error(world, error);
+    }
+    if world.mode == Mode::Apply && !ran.as_ref().is_ok_and(|ran| ran.still) {
+        expose(world, world.clock.awake().saturating_sub(began));
     }
     lend::unanswered(world, &ran);
     ran
@@ -290,7 +294,7 @@ fn hops(world: &mut World<'_>) -> Result<Ran, PipelineError> {
     }
     let outcome = lend::serve(&mut world.asked, outcome, &plan, &session, world.host, world.ledger, &spec)?;
     let leads = if spec.groups.is_empty() { Vec::new() } else { session.leads() };
-    let holds = session.record().map(|record| record.holds.into_iter().map(|(hold, _)| hold.group).collect());
+    let holds = session.record();
     let mut interests = interests(&session, &plan.elects, &outcome);
     let agent = world.updater.look(agents::wanted(&fleet.environment, spec.node), &observed.boot_id);
     interests.extend(world.updater.interests());
@@ -304,7 +308,7 @@ fn hops(world: &mut World<'_>) -> Result<Ran, PipelineError> {
         at,
         complaint,
         leads,
-        holds: holds.unwrap_or_default(),
+        holds,
         fights,
         certificates: tls::ending(&secrets, world.clock.now()),
         pause,
@@ -330,8 +334,7 @@ fn going_down(world: &mut World<'_>) -> Result<Option<Ran>, PipelineError> {
     let fresh = || Report::new(&world.settings.node, &world.settings.environment, world.clock.now());
     let mut report = report::read(&world.paths.report()).unwrap_or_else(fresh);
     report.state = State::Applying;
-    report.reason = reason::REBOOTING.id.to_owned();
-    report.sentence = reason::REBOOTING.sentence.to_owned();
+    report.explain(Because::new(reason::REBOOTING, None, reason::REBOOTING.sentence.to_owned()));
     let again_in = Some(Duration::from_secs(10));
     Ok(Some(Ran {
         report,
@@ -520,8 +523,7 @@ fn not_in_topology(world: &mut World<'_>, at: At, complaint: Option<Because>) ->
     let sentence = format!("{} does not name {}", at.commit.short(), world.settings.node);
     let mut report = blank(world, &at)?;
     report.state = State::NotInTopology;
-    report.reason = reason::NOT_IN_TOPOLOGY.id.to_owned();
-    report.sentence = sentence.clone();
+    report.explain(Because::new(reason::NOT_IN_TOPOLOGY, None, sentence.clone()));
     // A newer commit may name it, and be held back.
     report.notes.extend(complaint.map(Note::of_source));
     if world.mode == Mode::Apply {
@@ -599,8 +601,7 @@ fn dry_run(world: &mut World<'_>, plan: &Plan<'_>, at: At, complaint: Option<Bec
     let mut report = blank(world, &at)?;
     if let Some(because) = complaint {
         report.state = State::of_source(because.reason());
-        report.reason = because.reason.clone();
-        report.sentence = because.sentence;
+        report.explain(because);
     } else if !plan.is_empty() {
         report.state = State::Waiting;
         report.reason = reason::DRY_RUN.id.to_owned();

@@ -1,8 +1,13 @@
 //! What a node says about itself: to its own disk, and to the store where the others and the engineers read it.
 //!
-//! Written when it changed. Never: a secret, a digest of one, or a commit that is not on disk yet.
+//! Written when it changed. `metrics`, `news` and `obstacle` say the same in three more places. Never: a secret, a digest of
+//! one, or a commit that is not on disk yet.
 
-use std::collections::BTreeMap;
+pub mod metrics;
+pub mod news;
+pub mod obstacle;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use jiff::Timestamp;
@@ -11,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::disk::{self, DiskError};
 use crate::lock::protocol;
 use crate::lock::quorum::Because;
+use crate::lock::recovery::{Record, RecordPhase};
 use crate::lock::store::{LockStore, StoreError, Transaction, Write};
 use crate::name::{CommitId, EnvironmentName, GroupId, NodeName, SecretName, UnitName};
 use crate::pause::Pause;
@@ -46,6 +52,27 @@ pub enum State {
 }
 
 impl State {
+    /// In kebab-case, as in JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Converged => "converged",
+            Self::Applying => "applying",
+            Self::Waiting => "waiting",
+            Self::Refused => "refused",
+            Self::StaleSource => "stale-source",
+            Self::ForkedSource => "forked-source",
+            Self::Unreachable => "unreachable",
+            Self::NotInTopology => "not-in-topology",
+            Self::Paused => "paused",
+            Self::Failed => "failed",
+        }
+    }
+
+    /// What the remotes offer is why.
+    fn is_of_source(self) -> bool {
+        matches!(self, Self::Refused | Self::StaleSource | Self::ForkedSource | Self::Unreachable)
+    }
+
     /// Of a node that is as the last good commit says, while the source gives this reason to complain.
     pub fn of_source(reason: Reason) -> Self {
         let named = [
@@ -63,14 +90,29 @@ pub struct Note {
     pub batch: String,
     pub reason: String,
     pub because: Because,
+    /// Since when it is so without a break, over runs and agents; a boot of the machine forgets it.
+    #[serde(default)]
+    pub since: Option<Timestamp>,
 }
 
 impl Note {
+    pub fn new(batch: impl Into<String>, because: Because) -> Self {
+        Self { batch: batch.into(), reason: because.reason.clone(), because, since: None }
+    }
+
     /// What is wrong with what the remotes offer.
     pub fn of_source(because: Because) -> Self {
-        Self { batch: "source".to_owned(), reason: because.reason.clone(), because }
+        Self::new(SOURCE, because)
+    }
+
+    /// The same batch is held up by the same thing, whatever the numbers are by now.
+    fn goes_on(&self, last: &Self) -> bool {
+        self.batch == last.batch && self.reason == last.reason && self.because.group == last.because.group
     }
 }
+
+/// Where a batch would stand, if the remotes are what is wrong.
+const SOURCE: &str = "source";
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct UnitHealth {
@@ -86,6 +128,14 @@ pub struct UnitHealth {
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Proof {
     pub seq: u64,
+}
+
+/// A hold of this node's own, from arming until release.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Holding {
+    pub batch: String,
+    pub phase: RecordPhase,
+    pub since: Timestamp,
 }
 
 /// A certificate in one of the node's secrets that expires soon, or has expired.
@@ -113,6 +163,9 @@ pub struct Report {
     pub reason: String,
     /// One sentence, with names and numbers.
     pub sentence: String,
+    /// What would end it; empty where all is well.
+    #[serde(default)]
+    pub ends: String,
     pub notes: Vec<Note>,
     /// Files that were found changed and were put back, since the agent keeps count.
     pub drift_repaired: u64,
@@ -121,6 +174,12 @@ pub struct Report {
     pub units: BTreeMap<UnitName, UnitHealth>,
     /// Groups whose hold this node has.
     pub holds: Vec<GroupId>,
+    /// What it has them for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub holding: Option<Holding>,
+    /// Units of which one runs in the cluster, and which run here.
+    #[serde(default)]
+    pub singletons: BTreeSet<UnitName>,
     /// Groups that this node's member leads, when it was last asked.
     pub leads: Vec<GroupId>,
     pub proven: BTreeMap<GroupId, Proof>,
@@ -157,11 +216,14 @@ impl Report {
             state: State::Converged,
             reason: String::new(),
             sentence: String::new(),
+            ends: String::new(),
             notes: Vec::new(),
             drift_repaired: 0,
             audit: Vec::new(),
             units: BTreeMap::new(),
             holds: Vec::new(),
+            holding: None,
+            singletons: BTreeSet::new(),
             leads: Vec::new(),
             proven: BTreeMap::new(),
             certificates: Vec::new(),
@@ -190,6 +252,64 @@ impl Report {
             .fold(own, |worst, reason| worst.worst(reason.exit))
     }
 
+    /// What the state is because of.
+    pub fn explain(&mut self, because: Because) {
+        (self.reason, self.sentence, self.ends) = (because.reason, because.sentence, because.ends);
+    }
+
+    pub fn holds(&mut self, record: Option<&Record>) {
+        let holds = record.map(|record| &*record.holds).unwrap_or_default();
+        self.holds = holds.iter().map(|(hold, _)| hold.group.clone()).collect();
+        let since = holds.iter().map(|(hold, _)| hold.since).min();
+        self.holding = record.zip(since).map(|(record, since)| Holding {
+            batch: record.batch.clone(),
+            phase: record.phase,
+            since,
+        });
+    }
+
+    /// What outlives a run: when a state and a wait began, and how long a unit's last stop and start took.
+    pub fn goes_on_from(&mut self, last: Option<&Self>) {
+        for note in &mut self.notes {
+            let before = last.and_then(|last| last.notes.iter().find(|before| note.goes_on(before)));
+            note.since = before.and_then(|before| before.since).or(note.since).or(Some(self.at));
+        }
+        let Some(last) = last else { return };
+        // Another commit does not make a wait younger.
+        let same_wait = !self.reason.is_empty() || last.target == self.target;
+        if last.state == self.state && last.reason == self.reason && same_wait {
+            self.since = last.since;
+        }
+        for (name, unit) in &mut self.units {
+            if let Some(before) = last.units.get(name)
+                && unit.stop_ms == 0
+            {
+                unit.stop_ms = before.stop_ms;
+                unit.start_ms = before.start_ms;
+            }
+        }
+    }
+
+    /// Everything that is not as it should be: the notes, and what the state is because of.
+    pub fn open(&self) -> Vec<Note> {
+        let mut open = self.notes.clone();
+        let told = |note: &Note| note.reason == self.reason && note.because.sentence == self.sentence;
+        if !self.reason.is_empty() && !open.iter().any(told) {
+            let ends = if self.ends.is_empty() { self.reason().map_or("", |reason| reason.mend) } else { &self.ends };
+            let because = Because {
+                reason: self.reason.clone(),
+                group: None,
+                sentence: self.sentence.clone(),
+                holders: Vec::new(),
+                since: None,
+                ends: ends.to_owned(),
+            };
+            let batch = if self.state.is_of_source() { SOURCE } else { "" };
+            open.insert(0, Note { since: Some(self.since), ..Note::new(batch, because) });
+        }
+        open
+    }
+
     /// Whether it says something else than the last one (the time of writing aside, and who knows of it).
     pub fn differs(&self, last: &Self) -> bool {
         Self { at: last.at, untold: last.untold, ..self.clone() } != *last
@@ -214,6 +334,7 @@ impl Report {
         }
         clean(&mut self.reason);
         clean(&mut self.sentence);
+        clean(&mut self.ends);
         if let Some(pause) = &mut self.pause {
             clean(&mut pause.reason);
             clean(&mut pause.by);
@@ -223,6 +344,10 @@ impl Report {
             for text in [&mut note.batch, &mut note.reason, &mut note.because.sentence, &mut note.because.ends] {
                 clean(text);
             }
+            let Because { group, holders, .. } = &mut note.because;
+            let plain = |text: &str| text.replace(char::is_control, "\u{fffd}");
+            holders.iter_mut().for_each(|holder| *holder = NodeName::new(plain(holder.as_str())));
+            *group = group.take().map(|group| GroupId::new(plain(group.as_str())));
         }
         self
     }

@@ -58,6 +58,8 @@ pub struct Settings {
     pub poll: Poll,
     /// Where others who reboot this machine ask first; `None`: nowhere.
     pub fleetlock: Option<FleetLock>,
+    /// Where the last report is for Prometheus; `None`: beside the last report.
+    pub textfile: Option<PathBuf>,
     pub sandbox: Option<Sandbox>,
 }
 
@@ -247,6 +249,8 @@ struct AgentFragment {
     #[serde(default)]
     poll: PollFragment,
     fleetlock: Option<FleetLockFragment>,
+    #[serde(default)]
+    metrics: MetricsFragment,
     sandbox: Option<SandboxFragment>,
 }
 
@@ -280,6 +284,12 @@ struct PollFragment {
 #[serde(deny_unknown_fields)]
 struct FleetLockFragment {
     listen: String,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+struct MetricsFragment {
+    textfile: Option<PathBuf>,
 }
 
 #[derive(Deserialize)]
@@ -363,6 +373,14 @@ impl Settings {
         if poll.secs == 0 {
             return Err(page.wrong("secs", "is 0", "say how many seconds lie between two looks at the source"));
         }
+        let textfile = said.metrics.textfile;
+        if textfile.as_ref().is_some_and(|path| path.extension().is_none_or(|end| end != "prom")) {
+            return Err(page.wrong(
+                "textfile",
+                "does not end in .prom",
+                "node_exporter reads DIRECTORY/NAME.prom only",
+            ));
+        }
         Ok(Self {
             node: said.node,
             environment: said.environment,
@@ -371,6 +389,7 @@ impl Settings {
             store: page.store(said.store)?,
             poll,
             fleetlock: said.fleetlock.map(|said| page.fleetlock(&said.listen)).transpose()?,
+            textfile: textfile.map(|path| page.path(&path)),
             sandbox: said.sandbox.map(|said| Sandbox { roots: said.roots, settle_secs: said.settle_secs }),
         })
     }
@@ -722,6 +741,19 @@ key_file = "deploy.key"
         for bad in ["0.0.0.0:80", "10.20.0.1:80", "[::]:80", "127.0.0.1:0", "127.0.0.1", "localhost:80", ":80", ""] {
             let error = at(bad).unwrap_err();
             assert_eq!((error.line, error.key.as_deref()), (Some(13), Some("listen")), "{error}");
+        }
+    }
+
+    #[test]
+    fn metrics_go_where_node_exporter_looks() {
+        let at = |path: &str| agent(&format!("{AGENT}[metrics]\ntextfile = \"{path}\"\n"));
+        assert_eq!(agent(AGENT).unwrap().textfile, None);
+        let textfile = |path: &str| at(path).unwrap().textfile.unwrap();
+        assert_eq!(textfile("/var/lib/textfiles/converger.prom"), Path::new("/var/lib/textfiles/converger.prom"));
+        assert_eq!(textfile("converger.prom"), Path::new("/etc/converger/converger.prom"));
+        for bad in ["/var/lib/textfiles", "/var/lib/textfiles/converger.txt", ""] {
+            let error = at(bad).unwrap_err();
+            assert_eq!((error.line, error.key.as_deref()), (Some(13), Some("textfile")), "{error}");
         }
     }
 

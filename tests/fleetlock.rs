@@ -128,8 +128,10 @@ fn until(what: &str, happened: impl Fn() -> bool) {
     }
 }
 
+/// The table; what nodes wait for stands below it.
 fn holds(bed: &Bed) -> String {
-    bed.converger(&["holds", "list"]).exits(0).out
+    let listed = bed.converger(&["holds", "list"]).exits(0).out;
+    listed.split_once("\n\n").map_or(listed.clone(), |(table, _)| format!("{table}\n"))
 }
 
 /// The example of the protocol's page, and that both requests may be repeated.

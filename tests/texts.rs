@@ -136,7 +136,7 @@ fn a_calm_fleet() {
     assert_eq!(json(&bed.converger(&["why", "web01", "--json"]))["node"], "web01");
     assert_eq!(
         json(&bed.converger(&["holds", "list", "--json"])),
-        serde_json::json!({ "holds": [], "actions": [], "freezes": [], "dead": [] })
+        serde_json::json!({ "holds": [], "actions": [], "freezes": [], "dead": [], "waits": [] })
     );
     assert_eq!(json(&bed.node("web01").agent(&["--once", "--json"]))["reason"], "");
 }

@@ -9,7 +9,7 @@ use crate::agent::{Agent, Purpose};
 use crate::paths::Paths;
 use crate::pipeline::{Mode, PipelineError, Ran};
 use crate::reason::{self, Exit, chain};
-use crate::report::{Report, State};
+use crate::report::{Report, State, news};
 use crate::update::launch;
 
 /// Converge this node: fetch, verify, render, apply; stay, or do it once
@@ -56,8 +56,13 @@ pub fn run(args: Args) -> Done {
     }
     if !args.once {
         agent.listen().map_err(|error| Failure::of(error.reason, error.message))?;
+        let mut last = None;
         let exit = agent.stay(|ran| match ran {
-            Ok(ran) => log_line(ran),
+            Ok(ran) if ran.still => {}
+            Ok(ran) => {
+                news::tell(&ran.report, last.as_ref());
+                last = Some(ran.report.clone());
+            }
             Err(error) => tracing::error!(reason = %error.reason(), "{}", chain(error)),
         });
         return Ok(exit);
@@ -121,26 +126,6 @@ pub(super) fn evidence(report: &Report) -> String {
         text.push_str(&format!("  help: {mend}(converger explain {reason})\n"));
     }
     text
-}
-
-fn log_line(ran: &Ran) {
-    if ran.still {
-        return;
-    }
-    let report = &ran.report;
-    let commit = report.target.as_ref().map_or("", |at| at.commit.short());
-    let state = format!("{:?}", report.state).to_lowercase();
-    let node = &report.node;
-    match report.state {
-        State::Converged => tracing::info!(%node, commit, state, "converged"),
-        State::Applying | State::Waiting | State::Paused => {
-            tracing::info!(%node, commit, state, reason = report.reason, "{}", report.sentence);
-        }
-        _ => tracing::error!(%node, commit, state, reason = report.reason, "{}", report.sentence),
-    }
-    for note in report.notes.iter().filter(|note| note.because.sentence != report.sentence) {
-        tracing::warn!(%node, commit, batch = note.batch, reason = note.reason, "{}", note.because.sentence);
-    }
 }
 
 pub(super) fn failure(error: PipelineError) -> Failure {

@@ -15,7 +15,7 @@ use crate::lock::store::LockStore;
 use crate::name::{NodeName, SecretName};
 use crate::plan::show::{Paint, about, table};
 use crate::reason::{self, Exit, chain};
-use crate::report::{self, At, Report, State};
+use crate::report::{self, At, Report, obstacle};
 use crate::secrets::tls;
 use crate::wake::{Wake, Wakes};
 
@@ -122,19 +122,7 @@ impl<'a> Picture<'a> {
         if self.silent.contains(node) {
             return ("silent", Some(report));
         }
-        let state = match report.state {
-            State::Converged => "converged",
-            State::Applying => "applying",
-            State::Waiting => "waiting",
-            State::Refused => "refused",
-            State::StaleSource => "stale-source",
-            State::ForkedSource => "forked-source",
-            State::Unreachable => "unreachable",
-            State::NotInTopology => "not-in-topology",
-            State::Paused => "paused",
-            State::Failed => "failed",
-        };
-        (state, Some(report))
+        (report.state.name(), Some(report))
     }
 
     fn exit(&self) -> Exit {
@@ -201,6 +189,7 @@ impl<'a> Picture<'a> {
         out.push_str(&self.agents());
         out.push_str(&self.clusters(all, &at));
         out.push_str(&self.exceptions(all, &at));
+        out.push_str(&self.obstacles(all));
         out.push_str(&self.certificates(all));
         out.push_str(&self.warnings());
         for node in &self.unreadable {
@@ -303,6 +292,29 @@ impl<'a> Picture<'a> {
             return String::new();
         }
         format!("\n{}", table(&["node", "applied", "state", "reason"].map(str::to_owned), &rows, ""))
+    }
+
+    /// What would end what the exceptions wait for, once for all that wait for the same.
+    fn obstacles(&self, all: bool) -> String {
+        const SHOWN: usize = 10;
+        let notes = self.fleet.environment.nodes.iter().filter_map(|node| Some((node, self.reports.get(&node.name)?)));
+        let notes = notes.flat_map(|(node, report)| {
+            let said = report.sentence.lines().next().unwrap_or_default();
+            report.open().into_iter().map(move |mut note| {
+                // The table has it.
+                if note.because.sentence.trim_end() == said {
+                    note.because.sentence.clear();
+                }
+                (node.name.clone(), note)
+            })
+        });
+        let found = obstacle::obstacles(notes);
+        let shown = if all { found.len() } else { SHOWN };
+        let mut out: String = found.iter().take(shown).map(|one| format!("\n{}", one.text(self.now))).collect();
+        if let more @ 1.. = found.len().saturating_sub(shown) {
+            out.push_str(&format!("\nand {more} more: converger why NODE, or status --all\n"));
+        }
+        out
     }
 
     /// How far the agents are, where a commit says which one is wanted.

@@ -12,7 +12,7 @@ use crate::lock::standing::{RANGES, Standing};
 use crate::name::{GroupId, NodeName};
 use crate::plan::show::{Paint, about};
 use crate::reason::{self, Exit, chain};
-use crate::report::{self, State};
+use crate::report::{self, State, obstacle};
 use crate::secrets::tls;
 
 /// Explain one node: what it waits for, refuses or failed at, since when, and what would end it
@@ -110,14 +110,15 @@ pub fn run(args: Args, access: &Access) -> Done {
         }
     }
     for note in &report.notes {
-        out.push_str(&format!("\n{bold}{}{off}: {}\n  {}\n", note.batch, note.reason, note.because.sentence));
-        out.push_str(&format!("  {}\n", note.because.ends));
+        let since = obstacle::since(note.since, now);
+        out.push_str(&format!("\n{bold}{}{off}: {}{since}\n", note.batch, note.reason));
+        out.push_str(&obstacle::evidence(&note.because, now));
     }
-    if report.notes.is_empty()
-        && let Some(reason) = report.reason()
-        && !report.sentence.contains(reason.mend)
+    // What the state is because of, where no note says it.
+    if let Some(main) = report.open().first().filter(|main| !report.notes.contains(main))
+        && !report.sentence.contains(&main.because.ends)
     {
-        out.push_str(&format!("{}\n", reason.mend));
+        out.push_str(&format!("{}\n", main.because.ends));
     }
     for one in &report.certificates {
         let verb = if one.expires < now { "expired" } else { "expires" };

@@ -9,11 +9,12 @@ use jiff::Timestamp;
 
 use super::{PipelineError, Ran, World};
 use crate::apply::Outcome;
+use crate::disk;
 use crate::fleet::agents;
 use crate::host::{Host, HostError, Observed, Query};
 use crate::ledger::{Ledger, LedgerError, Seal};
 use crate::lock::quorum::Because;
-use crate::lock::session;
+use crate::lock::session::{self, Record};
 use crate::lock::store::LockStore;
 use crate::name::{GroupId, SecretName, UnitName};
 use crate::pacing;
@@ -22,7 +23,7 @@ use crate::plan::fight::Fights;
 use crate::plan::{Known, Owned, Plan, RanWith};
 use crate::reason::{self, Exit, chain};
 use crate::render::Desired;
-use crate::report::{self, At, Ending, Note, Proof, Report, State, UnitHealth};
+use crate::report::{self, At, Ending, Note, Proof, Report, State, UnitHealth, metrics};
 use crate::resource::file::{FileState, Policy};
 use crate::resource::{Digest, Resource};
 use crate::settle::{Settling, Vigil};
@@ -38,7 +39,7 @@ pub(super) struct Facts<'a> {
     pub(super) at: At,
     pub(super) complaint: Option<Because>,
     pub(super) leads: Vec<GroupId>,
-    pub(super) holds: Vec<GroupId>,
+    pub(super) holds: Option<Record>,
     /// Before anything was done.
     pub(super) fights: Fights,
     pub(super) certificates: Vec<(SecretName, Timestamp)>,
@@ -66,7 +67,7 @@ pub(super) fn publish(world: &mut World<'_>, facts: Facts<'_>, interests: Vec<St
     // A record that stays when all else is well was not given back, or could not be read.
     let stays = outcome.is_converged() && settling.is_over();
     let unread = settled_again.as_ref().filter(|record| stays && record.phase == session::RecordPhase::Failed);
-    let settles = |record: &session::Record| stays || record.phase == session::RecordPhase::Settling;
+    let settles = |record: &Record| stays || record.phase == session::RecordPhase::Settling;
     let acted_now = unsettled || unread.is_none() && settled_again.as_ref().is_some_and(settles);
     let converged = outcome.is_converged() && settling.is_over() && settled_again.is_none() && !unsettled;
     let mut report = blank(world, &at)?;
@@ -74,15 +75,12 @@ pub(super) fn publish(world: &mut World<'_>, facts: Facts<'_>, interests: Vec<St
     let audited = plan.audit.iter().map(|file| file.spec.path.to_string());
     report.audit = audited.chain(plan.strangers.iter().map(ToString::to_string)).collect();
     report.leads = leads;
-    report.holds = holds;
+    report.holds(holds.as_ref());
+    report.singletons = world.singletons.held();
     report.certificates = certificates.into_iter().map(|(secret, expires)| Ending { secret, expires }).collect();
     report.pause = pause;
     report.units = unit_health(world.host, desired, &ran, &outcome)?;
-    let note = |(batch, because): &(String, Because)| Note {
-        batch: batch.clone(),
-        reason: because.reason.clone(),
-        because: because.clone(),
-    };
+    let note = |(batch, because): &(String, Because)| Note::new(batch, because.clone());
     let fought: Vec<(String, Because)> =
         fights.told().into_iter().map(|(path, because)| (path.to_string(), because)).collect();
     report.notes = outcome.failed.iter().chain(&outcome.deferred).chain(&fought).map(note).collect();
@@ -132,11 +130,7 @@ pub(super) fn publish(world: &mut World<'_>, facts: Facts<'_>, interests: Vec<St
         (None, Some(because)) => (State::of_source(because.reason()), Some(because)),
         (None, None) => (State::Converged, None),
     };
-    report.notes.extend(agent.clone().map(|because| Note {
-        batch: agents::group_id().to_string(),
-        reason: because.reason.clone(),
-        because,
-    }));
+    report.notes.extend(agent.clone().map(|because| Note::new(agents::group_id().to_string(), because)));
     let agent_waits = agent.as_ref().is_some_and(|because| because.reason().exit == Exit::Waiting);
     // What is applied is; that another agent should do it comes last.
     let (state, because) = match (state, agent) {
@@ -146,8 +140,7 @@ pub(super) fn publish(world: &mut World<'_>, facts: Facts<'_>, interests: Vec<St
     };
     report.state = state;
     if let Some(because) = because {
-        report.reason = because.reason;
-        report.sentence = because.sentence;
+        report.explain(because);
     }
     tell(world, &mut report)?;
     let waits = |(_, because): &(String, Because)| because.reason() != reason::PAUSED;
@@ -290,8 +283,10 @@ pub(super) fn tell_error(world: &World<'_>, error: &PipelineError) {
         PipelineError::NothingToEnforce(because) => State::of_source(because.reason()),
         _ => State::Failed,
     };
-    report.reason = error.reason().id.to_owned();
-    report.sentence = chain(error);
+    report.explain(match error {
+        PipelineError::NothingToEnforce(because) => (**because).clone(),
+        _ => Because::new(error.reason(), None, chain(error)),
+    });
     report.notes.clear();
     if world.doubled.is_some() {
         report.proven.clear();
@@ -310,9 +305,7 @@ pub(super) fn tell_error(world: &World<'_>, error: &PipelineError) {
 /// To the disk and to the store, if it says something new.
 pub(super) fn tell(world: &World<'_>, report: &mut Report) -> Result<(), PipelineError> {
     let last = report::read(&world.paths.report());
-    if let Some(last) = &last {
-        carry_over(report, last);
-    }
+    report.goes_on_from(last.as_ref());
     report.untold = last.as_ref().is_none_or(|last| last.untold || report.differs(last));
     report::write(&world.paths.report(), report)?;
     let (true, Ok(store)) = (report.untold, world.store) else { return Ok(()) };
@@ -324,17 +317,11 @@ pub(super) fn tell(world: &World<'_>, report: &mut Report) -> Result<(), Pipelin
     Ok(report::write(&world.paths.report(), report)?)
 }
 
-/// What outlives a run: when the state began, and how long a unit's last stop and start took.
-fn carry_over(report: &mut Report, last: &Report) {
-    if last.state == report.state && last.reason == report.reason && last.target == report.target {
-        report.since = last.since;
-    }
-    for (name, unit) in &mut report.units {
-        if let Some(before) = last.units.get(name)
-            && unit.stop_ms == 0
-        {
-            unit.stop_ms = before.stop_ms;
-            unit.start_ms = before.start_ms;
-        }
+/// What was told last, for Prometheus. Nothing depends on it.
+pub(super) fn expose(world: &World<'_>, took: Duration) {
+    let Some(report) = report::read(&world.paths.report()) else { return };
+    let path = world.settings.textfile.clone().unwrap_or_else(|| world.paths.metrics());
+    if let Err(error) = disk::write_atomic(&path, metrics::exposition(&report, took).as_bytes(), 0o644) {
+        tracing::warn!("metrics are not written: {}", chain(&error));
     }
 }

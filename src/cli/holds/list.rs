@@ -2,18 +2,26 @@
 //!
 //! Never: leaves out what belongs to no node or group any more.
 
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
 use super::super::access::Access;
 use super::super::operator::unreachable;
 use super::super::{Done, say, say_json};
 use crate::clock::{Clock as _, SystemClock};
 use crate::lock::standing::{RANGES, Standing};
+use crate::name::NodeName;
 use crate::plan::show::{Paint, about, table};
-use crate::reason::Exit;
+use crate::reason::{self, Exit};
+use crate::report::obstacle::{Obstacle, obstacles};
+use crate::report::{self, Note, Report};
 
 /// Who holds which group, since when, and in which phase; freezes, nodes declared dead, turns of actions
 ///
 /// What stands out is told with what would end it: a hold that failed, one older than ten minutes, and one of a node or a
-/// group that is not in the topology any more.
+/// group that is not in the topology any more. So is what nodes wait for, and what is wrong with those that hold something, as
+/// they reported it.
 #[derive(clap::Args)]
 pub struct Args {
     /// As JSON, for scripts
@@ -26,13 +34,35 @@ pub fn run(args: &Args, access: &Access) -> Done {
     let fleet = access.load(&tree)?.fleet;
     let store = access.store(&fleet.name, &fleet.environment.name)?;
     let snapshot = store.read(&RANGES).map_err(unreachable)?;
-    let standing = Standing::of(&snapshot, &fleet.environment, SystemClock.now());
+    let (reports, _) = report::collect(&*store).map_err(unreachable)?;
+    let now = SystemClock.now();
+    let listed = Listed { standing: Standing::of(&snapshot, &fleet.environment, now), waits: waits(&reports) };
     if args.json {
-        say_json(&standing);
+        say_json(&listed);
         return Ok(Exit::Done);
     }
-    say(text(&standing));
+    let waits: String = listed.waits.iter().map(|wait| format!("\n{}", wait.text(now))).collect();
+    say(text(&listed.standing) + &waits);
     Ok(Exit::Done)
+}
+
+#[derive(Serialize)]
+struct Listed {
+    #[serde(flatten)]
+    standing: Standing,
+    waits: Vec<Obstacle>,
+}
+
+/// What nodes wait for, and what keeps a hold from being given back.
+fn waits(reports: &BTreeMap<NodeName, Report>) -> Vec<Obstacle> {
+    obstacles(reports.iter().flat_map(|(node, report)| {
+        let counts = |note: &Note| {
+            let exit = reason::by_id(&note.reason).map(|reason| reason.exit);
+            let waits = matches!(exit, Some(Exit::Waiting | Exit::Unreachable));
+            waits || note.because.group.is_some() || !report.holds.is_empty()
+        };
+        report.open().into_iter().filter(counts).map(|note| (node.clone(), note)).collect::<Vec<_>>()
+    }))
 }
 
 fn text(standing: &Standing) -> String {
