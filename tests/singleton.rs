@@ -63,9 +63,19 @@ struct Machine {
     next_round: u64,
     /// The link and the timer of its last grant: until when, in everybody's time.
     grant: Option<(Grant, u64)>,
+    /// The link is gone, the timer is not.
+    barred: bool,
+    /// Somebody starts the unit in the moment before.
+    started_when_barred: bool,
     unit: Unit,
     /// Its agent's next run mends what does not run.
     mends_at: Option<u64>,
+}
+
+impl Machine {
+    fn may_start(&self, now: u64) -> bool {
+        !self.barred && self.grant.as_ref().is_some_and(|(_, until)| now < *until)
+    }
 }
 
 #[derive(Default, Clone, Copy, PartialEq, Eq, Debug)]
@@ -210,7 +220,7 @@ impl World {
             let mends = machine.mends_at.is_some_and(|mends| mends <= now && machine.frozen_until <= now);
             if mends {
                 machine.mends_at = None;
-                if machine.grant.is_some() && machine.unit == Unit::Down {
+                if machine.may_start(now) && machine.unit == Unit::Down {
                     machine.unit = Unit::Runs;
                 }
             }
@@ -257,7 +267,8 @@ impl World {
 
     fn replace_agent(&self, at: usize) {
         let awake = self.awake(at);
-        let grant = self.machine(at, |machine| machine.grant.clone().map(|(grant, _)| grant));
+        let linked = |machine: &mut Machine| machine.grant.clone().filter(|_| !machine.barred);
+        let grant = self.machine(at, linked).map(|(grant, _)| grant);
         let mut post = match grant.filter(|grant| grant.is_valid(awake)) {
             Some(grant) => Post::resumed(grant),
             None => Post::new(singleton(), Wish::Run),
@@ -365,8 +376,19 @@ impl Guard for Fake {
         }
         let left = u64::try_from((grant.ends() - awake).as_millis()).unwrap();
         let until = self.0.now() + left;
-        self.0.machine(self.1, |machine| machine.grant = Some((grant.clone(), until)));
+        self.0.machine(self.1, |machine| (machine.grant, machine.barred) = (Some((grant.clone(), until)), false));
         self.0.at_a_call(self.1);
+        Ok(())
+    }
+
+    fn bar(&self, _: &UnitName) -> Result<(), HostError> {
+        self.0.at_a_call(self.1);
+        self.0.machine(self.1, |machine| {
+            if std::mem::take(&mut machine.started_when_barred) && machine.may_start(self.0.now()) {
+                machine.unit = Unit::Runs;
+            }
+            machine.barred = true;
+        });
         Ok(())
     }
 
@@ -379,8 +401,7 @@ impl Guard for Fake {
         self.0.at_a_call(self.1);
         let now = self.0.now();
         self.0.machine(self.1, |machine| {
-            let may = machine.grant.as_ref().is_some_and(|(_, until)| now < *until);
-            if may && machine.unit == Unit::Down {
+            if machine.may_start(now) && machine.unit == Unit::Down {
                 machine.unit = Unit::Runs;
             }
         });
@@ -435,6 +456,42 @@ fn a_key_that_was_deleted_is_not_taken_at_once() {
     let delete = Write::Delete(singleton().key());
     world.store.commit(&Transaction { when: Vec::<Condition>::new(), then: vec![delete] }).unwrap();
     run_for(90);
+    let runners = world.runners();
+    assert!(runners.len() == 1 && runners[0] != holder, "{runners:?} after {holder}");
+}
+
+/// A key that is not there looks the same before it was made and after it was deleted.
+#[test]
+fn who_saw_no_key_before_it_was_made_waits_when_it_is_gone_again() {
+    let world = World::new(8);
+    *world.calm.lock().unwrap() = true;
+    let run_for = |secs: u64| (0..secs * 1_000 / TICK).for_each(|_| world.tick());
+    let cut = |at: usize, cut_off: bool| world.machine(at, |machine| machine.cut_off = cut_off);
+    run_for(10);
+    cut(2, true);
+    run_for(50);
+    let [holder] = world.runners()[..] else { panic!("nobody runs") };
+    // Only who saw nothing of it is there when it is deleted.
+    (0..2).for_each(|at| cut(at, true));
+    let delete = Write::Delete(singleton().key());
+    world.store.commit(&Transaction { when: Vec::<Condition>::new(), then: vec![delete] }).unwrap();
+    cut(2, false);
+    run_for(60);
+    assert!(holder != 2 && world.runners() == [2], "{:?} after {holder}", world.runners());
+}
+
+/// S10: the key is not given away under a unit that was started since the look.
+#[test]
+fn a_unit_that_is_started_while_its_key_is_given_away_is_stopped_first() {
+    let world = World::new(9);
+    *world.calm.lock().unwrap() = true;
+    let run_for = |secs: u64| (0..secs * 1_000 / TICK).for_each(|_| world.tick());
+    run_for(60);
+    let [holder] = world.runners()[..] else { panic!("nobody runs") };
+    world.machine(holder, |machine| machine.started_when_barred = true);
+    world.posts[holder].lock().unwrap().as_mut().unwrap().leave();
+    run_for(2 * (5 + STOP_SECS_MAX + 1 + 5));
+    assert!(!world.machine(holder, |machine| machine.started_when_barred), "it was not started in between");
     let runners = world.runners();
     assert!(runners.len() == 1 && runners[0] != holder, "{runners:?} after {holder}");
 }

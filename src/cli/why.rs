@@ -101,7 +101,7 @@ pub fn run(args: Args, access: &Access) -> Done {
         let clusters = fleet.environment.clusters.iter().filter(|cluster| cluster.members.contains(&node));
         let entries = clusters.filter_map(|cluster| snapshot.get(&singleton::key(&cluster.name, unit)));
         for holder in entries.filter_map(Holder::of) {
-            let text = match (holder.free, holder.node == node) {
+            let text = match (holder.free || holder.nobodys, holder.node == node) {
                 (true, _) => "a singleton that nobody runs".to_owned(),
                 (false, true) => "a singleton: it runs here".to_owned(),
                 (false, false) => format!("a singleton: {} runs it, this node stands by", holder.node),

@@ -32,7 +32,10 @@ pub trait Guard: Send {
     /// its own end.
     fn arm(&self, grant: &Grant) -> Result<(), HostError>;
 
-    /// Nothing stops the unit any more, and no grant lets it start.
+    /// No grant lets the unit start any more; what runs is still stopped when its grant ends.
+    fn bar(&self, unit: &UnitName) -> Result<(), HostError>;
+
+    /// The same, and nothing stops the unit any more: of one that does not run.
     fn disarm(&self, unit: &UnitName) -> Result<(), HostError>;
 
     /// Asks for it; does not wait.
@@ -153,8 +156,12 @@ impl Guard for Machine {
         self.forget_others(unit, Some(&grant.mark))
     }
 
+    fn bar(&self, unit: &UnitName) -> Result<(), HostError> {
+        disk::remove(&self.folder.join(unit.as_str())).map_err(|error| failed(unit, &error))
+    }
+
     fn disarm(&self, unit: &UnitName) -> Result<(), HostError> {
-        disk::remove(&self.folder.join(unit.as_str())).map_err(|error| failed(unit, &error))?;
+        self.bar(unit)?;
         self.forget_others(unit, None)
     }
 
@@ -200,8 +207,12 @@ impl Guard for Sandbox {
         Ok(())
     }
 
-    fn disarm(&self, unit: &UnitName) -> Result<(), HostError> {
+    fn bar(&self, unit: &UnitName) -> Result<(), HostError> {
         disk::remove(&self.folder.join(unit.as_str())).map_err(|error| failed(unit, &error))
+    }
+
+    fn disarm(&self, unit: &UnitName) -> Result<(), HostError> {
+        self.bar(unit)
     }
 
     fn start(&self, _: &UnitName) -> Result<(), HostError> {

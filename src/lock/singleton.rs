@@ -57,7 +57,9 @@ pub enum Sight {
     Mine,
     /// Its holder stopped the unit and gave it away, while I looked.
     Freed,
-    /// Anything else, also no key at all: unchanged for this long while I looked.
+    /// There is no key: it was deleted, or the store is new. Of this nobody knows since when it is so.
+    Missing,
+    /// Anything else: unchanged for this long while I looked.
     Other(Duration),
 }
 
@@ -109,6 +111,8 @@ pub enum Move {
     Renew,
     /// Write the key, then start the unit.
     Take,
+    /// Write a key that is nobody's: from then on it is waited for.
+    Announce,
     Stop,
     /// Nothing runs here: mark the key as nobody's.
     Free,
@@ -127,7 +131,7 @@ pub fn decide(view: &View) -> Move {
         let is_free = match sight {
             Sight::Mine | Sight::Freed => true,
             Sight::Other(unchanged) => unchanged >= longest.over_after(),
-            Sight::Unknown => false,
+            Sight::Unknown | Sight::Missing => false,
         };
         return match (unit, wish) {
             // Whoever started it.
@@ -135,6 +139,7 @@ pub fn decide(view: &View) -> Move {
             (Running::Stops, _) => Move::Rest,
             (Running::Down(_), Wish::Leave) => Move::Drop,
             (Running::Down(_), Wish::Run) if is_free => Move::Take,
+            (Running::Down(_), Wish::Run) if sight == Sight::Missing => Move::Announce,
             (Running::Down(_), _) => Move::Rest,
         };
     }
@@ -146,6 +151,65 @@ pub fn decide(view: &View) -> Move {
         (Running::Down(since), _) if since >= lease.given_up_after() => Move::Free,
         _ if granted.is_some_and(|age| age >= lease.renewed_every()) => Move::Renew,
         _ => Move::Rest,
+    }
+}
+
+/// What this node knows of the key, by its own looks and writes.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Known {
+    pub seen: Option<Seen>,
+    /// My last write that is known to have happened: its revision and mark.
+    pub mine: Option<(i64, String)>,
+    /// A write of which it is not known: its mark, and when it was sent.
+    pub unsure: Option<(String, Duration)>,
+}
+
+/// The key at a look.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Seen {
+    pub revision: i64,
+    /// Awake time of the first look that showed this revision.
+    pub since: Duration,
+    /// It was freed after I had seen it held.
+    pub freed: bool,
+}
+
+impl Known {
+    /// A write whose answer was lost, and which the key shows: it is mine. When it was sent.
+    pub fn find(&mut self, entry: Option<&Entry>) -> Option<Duration> {
+        let (unsure, sent) = self.unsure.take()?;
+        let entry = entry.filter(|entry| Holder::of(entry).is_some_and(|holder| holder.mark == unsure))?;
+        self.mine = Some((entry.mod_revision, unsure));
+        Some(sent)
+    }
+
+    /// `now`: awake time after the answer. Only a read that was answered shows a state that was there by then.
+    pub fn look(&mut self, entry: Option<&Entry>, now: Duration) -> Sight {
+        let Some(entry) = entry else {
+            (self.mine, self.seen) = (None, None);
+            return Sight::Missing;
+        };
+        let (revision, holder) = (entry.mod_revision, Holder::of(entry));
+        let mark = holder.as_ref().map(|holder| holder.mark.as_str());
+        if self.mine.as_ref().is_some_and(|(at, last)| *at == revision && mark == Some(last.as_str())) {
+            return Sight::Mine;
+        }
+        // Somebody wrote since.
+        self.mine = None;
+        let before = self.seen.map(|seen| seen.revision);
+        let seen = self.seen.filter(|seen| seen.revision == revision).unwrap_or_else(|| {
+            // An older state of the store may say that the key is free although it was taken since.
+            let freed = holder.is_some_and(|holder| holder.free) && before.is_some_and(|before| before < revision);
+            Seen { revision, since: now, freed }
+        });
+        self.seen = Some(seen);
+        if seen.freed { Sight::Freed } else { Sight::Other(now.saturating_sub(seen.since)) }
+    }
+
+    /// The revision on which a write of this node builds; 0: there must be no key.
+    pub fn base(&self) -> i64 {
+        let mine = self.mine.as_ref().map(|(revision, _)| *revision);
+        mine.or_else(|| self.seen.map(|seen| seen.revision)).unwrap_or(0)
     }
 }
 
@@ -222,6 +286,9 @@ pub struct Holder {
     pub mark: String,
     /// The unit was stopped; anybody may take the key.
     pub free: bool,
+    /// It was written because there was no key; nobody has it.
+    #[serde(default)]
+    pub nobodys: bool,
     pub lease_secs: u64,
     /// For people.
     pub since: Timestamp,
@@ -302,6 +369,7 @@ mod tests {
             "unknown" => Sight::Unknown,
             "mine" => Sight::Mine,
             "freed" => Sight::Freed,
+            "missing" => Sight::Missing,
             "other" => Sight::Other(secs(word())),
             other => panic!("{other}"),
         };

@@ -12,7 +12,7 @@ use crate::host::guard::Guard;
 use crate::lock::epoch::{self, META};
 use crate::lock::protocol;
 use crate::lock::session;
-use crate::lock::singleton::{Grant, Holder, Lease, Move, Running, Sight, Singleton, View, Wish, decide, write};
+use crate::lock::singleton::{Grant, Holder, Known, Lease, Move, Running, Sight, Singleton, View, Wish, decide, write};
 use crate::lock::store::{Condition, LockStore, Outcome, Snapshot, StoreError};
 use crate::name::NodeName;
 use crate::reason::chain;
@@ -21,12 +21,7 @@ use crate::resource::unit::Active;
 pub struct Post {
     singleton: Singleton,
     wish: Wish,
-    /// The revision at which the key was seen (0: none), since when, and whether it was freed after I had seen it held.
-    seen: Option<Seen>,
-    /// My last write that is known to have happened: its revision and mark.
-    mine: Option<(i64, String)>,
-    /// A write of which it is not known: its mark, and when it was sent.
-    unsure: Option<(String, Duration)>,
+    known: Known,
     /// When the last write that counts was sent.
     granted: Option<Duration>,
     down_since: Option<Duration>,
@@ -36,12 +31,6 @@ pub struct Post {
     store: Option<String>,
     /// The store is not the one that this node knows: it was told.
     is_foreign: bool,
-}
-
-struct Seen {
-    revision: i64,
-    since: Duration,
-    freed: bool,
 }
 
 /// What came of one look.
@@ -60,9 +49,7 @@ impl Post {
             theirs: singleton.lease(),
             singleton,
             wish,
-            seen: None,
-            mine: None,
-            unsure: None,
+            known: Known::default(),
             granted: None,
             down_since: None,
             store: None,
@@ -73,8 +60,8 @@ impl Post {
     /// What an agent before this one had: it is kept until a run says otherwise.
     pub fn resumed(grant: Grant) -> Self {
         let granted = Some(grant.sent());
-        let mine = Some((grant.revision, grant.mark));
-        Self { mine, granted, ..Self::new(grant.singleton, Wish::Keep) }
+        let known = Known { mine: Some((grant.revision, grant.mark)), ..Known::default() };
+        Self { known, granted, ..Self::new(grant.singleton, Wish::Keep) }
     }
 
     pub fn singleton(&self) -> &Singleton {
@@ -84,7 +71,7 @@ impl Post {
     pub fn wish(&mut self, singleton: Singleton, wish: Wish) {
         // Under another key everything is to be seen anew; what was granted under the old one ends by itself.
         if singleton.key() != self.singleton.key() {
-            (self.seen, self.mine, self.unsure) = (None, None, None);
+            self.known = Known::default();
         }
         // A grant keeps the times that it was made with: the new ones hold from the next write on.
         self.singleton = singleton;
@@ -137,16 +124,17 @@ impl Post {
         let done = match next {
             Move::Renew | Move::Take => self.write(&mut hands),
             Move::Stop => guard.stop(&unit),
-            Move::Free => self.free(&mut hands),
-            Move::Drop => {
-                round.is_over = true;
-                self.free(&mut hands)
-            }
+            Move::Announce => self.announce(&mut hands),
+            Move::Free => self.free(&mut hands).map(drop),
+            Move::Drop => self.free(&mut hands).map(|freed| round.is_over = freed),
             Move::Rest => Ok(()),
         };
         if let Err(error) = done {
             tracing::warn!(unit = %unit, error = %chain(&error), "singleton");
             (round.is_over, round.again_in) = (false, SOON);
+        }
+        if next == Move::Drop && !round.is_over {
+            round.again_in = SOON;
         }
         if next == Move::Take {
             round.is_news |= self.granted.is_some();
@@ -205,44 +193,16 @@ impl Post {
         self.is_foreign = false;
         if self.store.as_ref().is_some_and(|store| *store != identity) {
             // What was seen in another store says nothing in this one.
-            (self.seen, self.mine, self.unsure) = (None, None, None);
+            self.known = Known::default();
         }
         self.store = Some(identity);
         let entry = snapshot.get(&key);
-        let revision = entry.map_or(0, |entry| entry.mod_revision);
-        let holder = entry.and_then(Holder::of);
-        self.theirs = holder.as_ref().map_or(self.theirs, |holder| Lease::of_secs(holder.lease_secs));
-        let mark = holder.as_ref().map(|holder| holder.mark.as_str());
-        if let Some((unsure, sent)) = self.unsure.take()
-            && mark == Some(unsure.as_str())
-        {
-            self.mine = Some((revision, unsure));
+        let lease = entry.and_then(Holder::of).map(|holder| Lease::of_secs(holder.lease_secs));
+        self.theirs = lease.unwrap_or(self.theirs);
+        if let Some(sent) = self.known.find(entry) {
             self.count(sent, hands);
         }
-        if self.mine.as_ref().is_some_and(|(at, last)| *at == revision && mark == Some(last.as_str())) {
-            return Sight::Mine;
-        }
-        // Somebody wrote since.
-        self.mine = None;
-        // Only a read that was answered shows a state that was there by then.
-        let now = hands.clock.awake();
-        let before = self.seen.as_ref().map(|seen| seen.revision);
-        if before != Some(revision) {
-            // An older state of the store may say that the key is free although it was taken since.
-            let freed = holder.is_some_and(|holder| holder.free) && before.is_some_and(|before| before < revision);
-            self.seen = Some(Seen { revision, since: now, freed });
-        }
-        match &self.seen {
-            Some(Seen { freed: true, .. }) => Sight::Freed,
-            Some(Seen { since, .. }) => Sight::Other(now.saturating_sub(*since)),
-            None => Sight::Unknown,
-        }
-    }
-
-    /// The revision on which a write of this node builds.
-    fn base(&self) -> i64 {
-        let mine = self.mine.as_ref().map(|(revision, _)| *revision);
-        mine.or_else(|| self.seen.as_ref().map(|seen| seen.revision)).unwrap_or(0)
+        self.known.look(entry, hands.clock.awake())
     }
 
     fn write(&mut self, hands: &mut Hands<'_>) -> Result<(), HostError> {
@@ -251,16 +211,28 @@ impl Post {
         Ok(())
     }
 
-    fn free(&mut self, hands: &mut Hands<'_>) -> Result<(), HostError> {
+    /// A key that was not there may have been there a moment ago: everybody waits from this write on.
+    fn announce(&mut self, hands: &mut Hands<'_>) -> Result<(), HostError> {
+        self.put(hands, Says::Nobodys);
+        (self.known.mine, self.known.seen) = (None, None);
+        Ok(())
+    }
+
+    /// Whether it is given up: not if somebody started the unit since the look. Then its timer stays, and so does the key.
+    fn free(&mut self, hands: &mut Hands<'_>) -> Result<bool, HostError> {
         let unit = &self.singleton.unit;
-        hands.guard.disarm(unit)?;
+        hands.guard.bar(unit)?;
         self.granted = None;
-        if self.mine.is_some() && self.put(hands, Says::Free).is_some() {
+        if self.wish != Wish::Ordinary && !matches!(hands.guard.state(unit)?, Active::Inactive | Active::Failed) {
+            return Ok(false);
+        }
+        hands.guard.disarm(unit)?;
+        if self.known.mine.is_some() && self.put(hands, Says::Free).is_some() {
             tracing::info!(unit = %self.singleton.unit, "this node has given the singleton away");
         }
         // To take it back, it waits like anybody else.
-        (self.mine, self.seen) = (None, None);
-        Ok(())
+        (self.known.mine, self.known.seen) = (None, None);
+        Ok(true)
     }
 
     /// When it was sent, if it certainly happened.
@@ -271,24 +243,25 @@ impl Post {
             node: hands.me.clone(),
             mark: mark.clone(),
             free: says == Says::Free,
+            nobodys: says == Says::Nobodys,
             lease_secs: self.singleton.lease_secs,
             since,
         };
         // A node that was declared dead takes nothing; what it has it may keep.
         let alive =
-            (says == Says::Held && self.granted.is_none()).then(|| Condition::Absent(protocol::dead_key(hands.me)));
-        let transaction = write(self.singleton.key(), self.base(), &holder, alive);
+            (says != Says::Free && self.granted.is_none()).then(|| Condition::Absent(protocol::dead_key(hands.me)));
+        let transaction = write(self.singleton.key(), self.known.base(), &holder, alive);
         let sent = hands.clock.awake();
         match hands.store.commit(&transaction) {
             Ok(Outcome::Committed(revision)) => {
-                self.mine = Some((revision, mark));
+                self.known.mine = Some((revision, mark));
                 Some(sent)
             }
             Ok(Outcome::Refused) => None,
             Err(error) => {
                 tracing::debug!(%error, "a singleton's key may not be written");
                 if matches!(error, StoreError::OutcomeUnknown { .. } | StoreError::NoSpace) && says == Says::Held {
-                    self.unsure = Some((mark, sent));
+                    self.known.unsure = Some((mark, sent));
                 }
                 None
             }
@@ -297,7 +270,7 @@ impl Post {
 
     /// A write that happened counts once systemd is set to stop the unit at its end.
     fn count(&mut self, sent: Duration, hands: &mut Hands<'_>) {
-        let Some((revision, mark)) = self.mine.clone() else { return };
+        let Some((revision, mark)) = self.known.mine.clone() else { return };
         let sent_ms = u64::try_from(sent.as_millis()).unwrap_or(u64::MAX);
         let grant = Grant { singleton: self.singleton.clone(), revision, mark, sent_ms };
         let unit = &self.singleton.unit;
@@ -309,7 +282,7 @@ impl Post {
             tracing::warn!(unit = %unit, error = %chain(&error), "the singleton's end cannot be arranged");
             // Somebody else may be able to run it.
             if is_new {
-                (self.mine, self.seen) = (None, None);
+                (self.known.mine, self.known.seen) = (None, None);
             }
             return;
         }
@@ -347,6 +320,7 @@ fn seen(key: &str, hands: &Hands<'_>) -> Result<(String, Snapshot), Unseen> {
 enum Says {
     Held,
     Free,
+    Nobodys,
 }
 
 /// What a round works with.

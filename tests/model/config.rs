@@ -46,6 +46,8 @@ pub struct Config {
     pub bootstrap: bool,
     /// The order of the group counts, and one of the members leads.
     pub ordered: bool,
+    /// It is counted how often a member is passed over.
+    pub fair: bool,
     pub faults: &'static [(Fault, u8)],
     /// Whether everything must always be able to end well.
     pub ends: bool,
@@ -83,6 +85,11 @@ impl Config {
         TAKING.iter().map(|fault| usize::from(had(*fault) - state.left[*fault as usize])).sum()
     }
 
+    /// Faults so far, of any kind.
+    pub fn spent(&self, state: &State) -> usize {
+        self.faults.iter().map(|(fault, times)| usize::from(times - state.left[*fault as usize])).sum()
+    }
+
     pub fn is_over(&self, state: &State) -> bool {
         let node = |node: &Node| {
             node.svc == super::state::Svc::Up
@@ -111,6 +118,7 @@ const fn loose(members: &'static [usize]) -> Def {
 const THREE: &[Def] = &[of(0, &[0, 1, 2], 1)];
 const THREE_IN_LANES: &[Def] = &[of(0, &[0, 1, 2], 2)];
 const THREE_LOOSE: &[Def] = &[loose(&[0, 1, 2])];
+const THREE_LOOSE_ALONE: &[Def] = &[Def { at_a_time: 1, ..loose(&[0, 1, 2]) }];
 const FOUR: &[Def] = &[of(0, &[0, 1, 2, 3], 1)];
 const FOUR_IN_LANES: &[Def] = &[of(0, &[0, 1, 2, 3], 2)];
 const FOUR_LOOSE: &[Def] = &[loose(&[0, 1, 2, 3])];
@@ -139,10 +147,23 @@ pub fn leaving(commit: u8) -> &'static [Def] {
     if commit == 0 { FOUR } else { THREE }
 }
 
+/// Commit 2 lets one go at a time, not two.
+pub fn narrowed(commit: u8) -> &'static [Def] {
+    if commit < 2 { THREE_LOOSE } else { THREE_LOOSE_ALONE }
+}
+
+/// Commit 1 lets two go at a time, not one.
+pub fn loosened(commit: u8) -> &'static [Def] {
+    if commit == 0 { THREE_LOOSE_ALONE } else { THREE_LOOSE }
+}
+
 /// Commit 1 lets two go at a time.
 pub fn widened(commit: u8) -> &'static [Def] {
     if commit == 0 { FIVE } else { FIVE_IN_LANES }
 }
+
+const FEW: &[(Fault, u8)] = &[(Fault::AgentDies, 1), (Fault::ServiceDies, 1)];
+const GOOD: &[Kind] = &[Kind::Good];
 
 const QUIET: Config = Config {
     name: "quiet",
@@ -156,6 +177,7 @@ const QUIET: Config = Config {
     own_store: false,
     bootstrap: false,
     ordered: false,
+    fair: false,
     faults: &[],
     ends: true,
 };
@@ -220,6 +242,48 @@ pub fn all() -> Vec<Config> {
             ends: false,
             ..QUIET
         },
+        // The same, and that commit narrows the group.
+        Config {
+            name: "narrowed",
+            groups: narrowed,
+            doubtful: 2,
+            faults: &[(EnvironmentBreaks, 2)],
+            ends: false,
+            ..QUIET
+        },
+        Config { name: "loosened", groups: loosened, faults: &[(EnvironmentBreaks, 2)], ..QUIET },
+        Config { name: "fair", ordered: true, fair: true, alike: 0, kinds: GOOD, faults: FEW, ..QUIET },
+        Config {
+            name: "fair in lanes",
+            groups: |_| THREE_LOOSE,
+            ordered: true,
+            fair: true,
+            alike: 0,
+            kinds: GOOD,
+            faults: FEW,
+            ..QUIET
+        },
+        Config {
+            name: "fair four",
+            nodes: 4,
+            groups: |_| FOUR,
+            ordered: true,
+            fair: true,
+            alike: 0,
+            kinds: GOOD,
+            faults: FEW,
+            ..QUIET
+        },
+        Config {
+            name: "fair four in lanes",
+            nodes: 4,
+            groups: |_| FOUR_LOOSE,
+            ordered: true,
+            fair: true,
+            alike: 0,
+            kinds: GOOD,
+            ..QUIET
+        },
         Config { name: "four in lanes", nodes: 4, alike: 4, groups: |_| FOUR_IN_LANES, ..QUIET },
         Config {
             name: "both",
@@ -230,17 +294,9 @@ pub fn all() -> Vec<Config> {
         Config { name: "pairs", nodes: 4, alike: 0, groups: |_| PAIRS, faults: &[(AgentDies, 1)], ..QUIET },
         Config { name: "renamed", groups: renamed, lagging: true, faults: &[(AgentDies, 1)], ..QUIET },
         Config { name: "leaving", nodes: 4, alike: 3, groups: leaving, lagging: true, ..QUIET },
-        Config { name: "widened", nodes: 5, alike: 5, groups: widened, lagging: true, kinds: &[Kind::Good], ..QUIET },
+        Config { name: "widened", nodes: 5, alike: 5, groups: widened, lagging: true, kinds: GOOD, ..QUIET },
         Config { name: "five", nodes: 5, alike: 5, groups: |_| FIVE, faults: &[(ServiceDies, 1)], ..QUIET },
-        Config {
-            name: "five in lanes",
-            nodes: 5,
-            alike: 5,
-            groups: |_| FIVE_IN_LANES,
-            last: 1,
-            kinds: &[Kind::Good],
-            ..QUIET
-        },
+        Config { name: "five in lanes", nodes: 5, alike: 5, groups: |_| FIVE_IN_LANES, last: 1, kinds: GOOD, ..QUIET },
     ]
 }
 

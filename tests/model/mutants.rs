@@ -42,6 +42,7 @@ mutants! {
     TargetGroupsOnly: "the groups of the running version are not held", "leaving";
     ConflictsIgnored: "conflicting groups are not looked at", "pairs";
     ConflictsOneWay: "a conflict counts for one side only", "pairs";
+    OrderIgnored: "whoever comes first goes, whatever the order of the group", "fair" | "fair in lanes";
     // What is written.
     ClaimWithoutRange: "claim without comparing the range", "quiet" | "lanes";
     ArmWithoutRange: "arm without comparing the range", "loose faults";
@@ -55,6 +56,7 @@ mutants! {
     RetargetBesideOthers: "a failed holder does not look who else tries", "retarget";
     RetargetWithoutRange: "retarget without comparing the range", "retarget";
     // What is remembered.
+    LanesForgotten: "the record forgets in how many lanes it was claimed", "narrowed";
     RecordAtClaim: "the record is written at the claim", "operator";
     RecordForgotten: "the record does not survive the agent", "agents";
     BootAsksNobody: "a record of an earlier boot does not ask the store", "dead";
@@ -79,6 +81,19 @@ mutants! {
     NotReentrant: "a failed holder takes nothing new", "quiet";
     RepairNeedsTheStore: "the repair of the own member asks the store", "own store";
     RecoveryNeedsTheStore: "an interrupted holder starts its member only with the store", "own store";
+    // Singletons.
+    SingleFromReceiving: "a singleton's time counts from the answer", "single";
+    SingleWholeLease: "a singleton runs for the whole lease", "single paused";
+    SingleAgentStops: "the agent ends a singleton, not systemd", "single";
+    SingleAgentChecks: "the agent looks whether it may start, not systemd", "single";
+    SingleNoMargin: "a singleton's key is taken without a margin", "single paused";
+    SingleEnabled: "a boot starts a singleton", "single";
+    SingleFreedFirst: "a singleton's key is freed before its unit has stopped", "single moved";
+    SingleNoSecondLook: "a singleton's unit is not looked at again before its key is freed", "single";
+    SingleMissingIsFree: "a singleton's key that is missing may be taken", "single deleted";
+    SingleOwnName: "a node's name in a singleton's key is enough", "single";
+    SingleTakenBlindly: "a singleton's key is written without comparing", "single";
+    SingleLinkFirst: "a singleton may start before its timer is set", "single";
 }
 
 impl Mutant {
@@ -126,6 +141,7 @@ impl Mutant {
                     hold.node == me || !(node.rec != Rec::None && node.pc == Pc::None)
                 });
             }
+            Self::OrderIgnored => situation.members.iter_mut().for_each(|member| member.wants_since = None),
             Self::FreezeNotJudged => situation.freeze = None,
             Self::DeadNotJudged => situation.members.iter_mut().for_each(|member| member.dead = false),
             Self::SickBesideOthers => {

@@ -10,15 +10,18 @@ fn quorum(def: &Def) -> usize {
     if def.majority { def.members.len() / 2 + 1 } else { 0 }
 }
 
-/// S1, S2, S3 and S8 in this state.
+/// S1, S2, S3, S8 and L5 in this state.
 pub fn broken(config: &Config, s: &State) -> Option<&'static str> {
     let groups = (config.groups)(0);
     for def in groups {
         // Whoever was told to leave is none any more.
         let stays = |n: &&usize| (config.groups)(s.nodes[**n].target).iter().any(|def| def.members.contains(n));
         let members = || def.members.iter().filter(stays).map(|n| &s.nodes[*n]);
+        // A commit that narrows the group brings nobody back.
+        let defs = (0..=s.published).flat_map(config.groups).filter(|other| other.id == def.id);
+        let at_a_time = defs.map(|def| def.at_a_time).max().unwrap_or(def.at_a_time);
         let taken = members().filter(|node| node.ctl && !node.dead).count();
-        if taken > def.at_a_time {
+        if taken > at_a_time {
             return Some("S1: more members are taken away than the group allows");
         }
         let unverified =
@@ -27,8 +30,12 @@ pub fn broken(config: &Config, s: &State) -> Option<&'static str> {
             return Some("S2: two members have a bad version live");
         }
         let down = members().filter(|node| node.settled && node.svc != Svc::Up).count();
-        if down > def.at_a_time + config.uncontrolled(s) {
+        if down > at_a_time + config.uncontrolled(s) {
             return Some("S3: more members are down than were taken or hit by a fault");
+        }
+        // A claim that a fault undoes is made again.
+        if members().any(|node| usize::from(node.passed) > def.members.len() + config.spent(s)) {
+            return Some("L5: a member that might go is passed over more often than there are members");
         }
     }
     for def in groups {

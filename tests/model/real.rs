@@ -91,6 +91,9 @@ fn commit(version: u8) -> CommitId {
     if version == UNKNOWN { CommitId::new(recovery::UNKNOWN) } else { CommitId::new(format!("c{version}")) }
 }
 
+/// Not a kind of question that a mutant hears.
+const ENTITLED: u8 = 40;
+
 fn seq(version: u8) -> u64 {
     10 + u64::from(version)
 }
@@ -250,7 +253,8 @@ impl Real {
                 | u64::from(node.proved) << 3
                 | u64::from(node.on) << 5
                 | u64::from(crashed) << 6;
-            let bits = bits | u64::from(node.target != node.live) << 7;
+            let asks = node.target != node.live && node.target == s.nodes[me].target;
+            let bits = bits | u64::from(asks) << 7;
             nodes |= bits << (8 * n);
         }
         key[0] = holds as u64;
@@ -268,7 +272,10 @@ impl Real {
                 | u64::from(node.lanes[g]) << 4;
             key[3] |= (bits | u64::from(s.snap[g][me].token) << 5) << (16 + 8 * g);
         }
-        key[4] = node.rec as u64 | u64::from(node.rec_commit) << 4 | u64::from(node.rec_old) << 6;
+        key[4] = node.rec as u64
+            | u64::from(node.rec_commit) << 4
+            | u64::from(node.rec_old) << 6
+            | u64::from(node.rec_several) << 7;
         key[5] = more;
         for g in 0..GROUPS {
             key[5] |= (u64::from(s.spec[g]) | u64::from(node.counted[g]) << 2) << (8 + 4 * g);
@@ -278,7 +285,7 @@ impl Real {
 
     fn ask(&mut self, kind: u8, s: &State, me: usize, more: u64, find: impl FnOnce(&mut Self) -> Answer) -> Answer {
         let mut key = (kind, self.key(s, me, more));
-        if kind < Write::Claim as u8 + 8 {
+        if kind < Write::Claim as u8 + 8 || kind == ENTITLED {
             key.1[3] &= !0x3ff; // what was written since asks nobody but a transaction
         }
         if let Some(answer) = self.heard.get(&key) {
@@ -292,6 +299,19 @@ impl Real {
     /// `quorum` before the claim or after it, and what `machine` makes of it.
     pub fn judge(&mut self, s: &State, me: usize, arming: bool) -> Answer {
         self.ask(arming.into(), s, me, 0, |real| real.judged(s, me, arming))
+    }
+
+    /// Whether it might claim, by the rules as they are.
+    pub fn entitled(&mut self, s: &State, me: usize) -> bool {
+        let mutant = self.mutant.take();
+        let answer = self.ask(ENTITLED, s, me, 0, |real| real.judged(s, me, false));
+        self.mutant = mutant;
+        matches!(answer, Answer::Go { .. })
+    }
+
+    /// Whether several can hold the groups of its unit.
+    pub fn several(&mut self, me: usize, node: &Node) -> bool {
+        recovery::lanes(self.circles(me, node).iter()) > 1
     }
 
     fn judged(&mut self, s: &State, me: usize, arming: bool) -> Answer {
@@ -399,7 +419,7 @@ impl Real {
 
     fn record(&self, s: &State, me: usize) -> Record {
         let node = &s.nodes[me];
-        let groups = [node.live, node.target].into_iter().flat_map(|of| (self.config.groups)(of));
+        let several = node.rec_several && !self.is(Mutant::LanesForgotten);
         Record {
             phase: match node.rec {
                 Rec::Acting => RecordPhase::Acting,
@@ -416,7 +436,7 @@ impl Real {
             acted_boot: String::new(),
             start_secs_max: 0,
             why: "why".into(),
-            lanes: groups.filter(|def| def.members.contains(&me)).map(|def| def.at_a_time).max().unwrap_or(1),
+            lanes: if several { 2 } else { 1 },
             lent: None,
         }
     }
@@ -496,7 +516,8 @@ impl Real {
 
     /// The commit with which the record says that the member settles.
     pub fn proves(&mut self, s: &State, me: usize) -> Option<u8> {
-        let several = self.is(Mutant::OneLaneMore) || (self.config.groups)(0).iter().any(|def| def.at_a_time > 1);
+        let several = self.is(Mutant::OneLaneMore)
+            || (0..=self.config.last).flat_map(self.config.groups).any(|def| def.at_a_time > 1);
         if !several {
             return None; // nobody asks for it
         }

@@ -3,14 +3,39 @@
 //! A state is remembered by 64 bits of hash. Never: a random choice.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::hash::{BuildHasherDefault, Hasher};
 
-use super::config::Config;
-use super::mutants::Mutant;
-use super::promises;
-use super::real::Real;
-use super::state::{NODES, Packed, State};
-use super::world::{self, Next};
+use super::state::NODES;
+
+/// What can be searched: its states, packed into a few words, and what can happen in each.
+pub trait World {
+    type State: Copy;
+    type Packed: Copy + AsRef<[u64]>;
+
+    fn starts(&self) -> Vec<Self::State>;
+    /// Everything that can happen in a state.
+    fn next(&mut self, state: &Self::State, out: &mut Vec<Next<Self::State>>);
+    /// The promise that a state breaks.
+    fn broken(&mut self, state: &Self::State) -> Option<&'static str>;
+    fn is_over(&self, state: &Self::State) -> bool;
+    /// Whether from every state there must be a way to one that is over.
+    fn ends(&self) -> bool;
+    /// The same state with nodes that are alike in a fixed order, and that order.
+    fn sorted(&self, state: &Self::State) -> (Self::State, [usize; NODES]);
+    fn pack(state: &Self::State) -> Self::Packed;
+    fn unpack(words: &Self::Packed) -> Self::State;
+    /// What is particular about this start.
+    fn title(&self, start: &Self::State) -> String;
+}
+
+pub struct Next<S> {
+    /// None: it happens to all of them.
+    pub node: Option<u8>,
+    pub words: &'static str,
+    pub state: S,
+    pub wrong: Option<&'static str>,
+}
 
 #[derive(Debug)]
 pub struct Found {
@@ -22,7 +47,7 @@ pub struct Found {
 }
 
 #[derive(Default)]
-struct AsItIs(u64);
+pub struct AsItIs(u64);
 
 impl Hasher for AsItIs {
     fn finish(&self) -> u64 {
@@ -34,16 +59,16 @@ impl Hasher for AsItIs {
     }
 }
 
-fn hash(words: &Packed) -> u64 {
-    let mixed = words.iter().fold(0x9e37_79b9_7f4a_7c15u64, |hash, word| {
+pub fn hash(words: &impl AsRef<[u64]>) -> u64 {
+    let mixed = words.as_ref().iter().fold(0x9e37_79b9_7f4a_7c15u64, |hash, word| {
         let hash = (hash ^ word).wrapping_mul(0xff51_afd7_ed55_8ccd);
         hash ^ hash >> 29
     });
     (mixed ^ mixed >> 32).wrapping_mul(0xc4ce_b9fe_1a85_ec53)
 }
 
-struct Search {
-    real: Real,
+struct Search<W> {
+    world: W,
     seen: HashMap<u64, u32, BuildHasherDefault<AsItIs>>,
     hashes: Vec<u64>,
     parents: Vec<u32>,
@@ -56,9 +81,9 @@ struct Search {
 const START: u32 = u32::MAX;
 
 /// Looks at no more than `most` states.
-pub fn search(config: &Config, mutant: Option<Mutant>, most: usize) -> Found {
+pub fn search<W: World>(world: W, most: usize) -> Found {
     let mut search = Search {
-        real: Real::new(config, mutant),
+        world,
         seen: HashMap::default(),
         hashes: Vec::new(),
         parents: Vec::new(),
@@ -69,35 +94,40 @@ pub fn search(config: &Config, mutant: Option<Mutant>, most: usize) -> Found {
     search.run(most)
 }
 
-impl Search {
+impl<W: World> Search<W> {
     fn run(&mut self, most: usize) -> Found {
-        let mut now: Vec<Packed> = Vec::new();
-        for start in self.real.config.starts() {
-            let words = start.sorted(self.real.config.alike).0.pack();
-            self.add(&words, START).inspect(|_| now.push(words));
+        let ends = self.world.ends();
+        let mut now: Vec<W::Packed> = Vec::new();
+        for start in self.world.starts() {
+            let words = W::pack(&self.world.sorted(&start).0);
+            if self.add(&words, START).1 {
+                now.push(words);
+            }
         }
         let (mut at, mut out) = (0u32, Vec::new());
         while !now.is_empty() && self.hashes.len() < most {
             let mut then = Vec::new();
             for words in &now {
-                let state = State::unpack(words);
-                self.over.push(self.real.config.is_over(&state));
-                self.ways.push(self.leads.len() as u32);
+                let state = W::unpack(words);
+                if ends {
+                    self.over.push(self.world.is_over(&state));
+                    self.ways.push(self.leads.len() as u32);
+                }
                 out.clear();
-                world::next(&mut self.real, &state, &mut out);
+                self.world.next(&state, &mut out);
                 for next in &out {
-                    let other = next.state.sorted(self.real.config.alike).0;
-                    let wrong = next.wrong.or_else(|| promises::broken(&self.real.config, &next.state));
-                    if let Some(wrong) = wrong {
+                    let words = W::pack(&self.world.sorted(&next.state).0);
+                    let (lead, is_new) = self.add(&words, at);
+                    let judged = || self.world.broken(&next.state);
+                    if let Some(wrong) = next.wrong.or_else(|| is_new.then(judged).flatten()) {
                         let mut told = self.way_to(at);
                         told.0.push(said(next, &told.1));
                         return self.found(false, Some((wrong.to_owned(), told.0)));
                     }
-                    let words = other.pack();
-                    let known = self.add(&words, at);
-                    known.inspect(|_| then.push(words));
-                    if self.real.config.ends {
-                        let lead = self.seen[&hash(&words)];
+                    if is_new {
+                        then.push(words);
+                    }
+                    if ends {
                         self.leads.push(lead);
                     }
                 }
@@ -106,7 +136,7 @@ impl Search {
             now = then;
         }
         let whole = now.is_empty();
-        let stuck = (whole && self.real.config.ends).then(|| self.dead_end()).flatten();
+        let stuck = (whole && ends).then(|| self.dead_end()).flatten();
         let broken = stuck.map(|at| ("L: from here nothing ends well any more".to_owned(), self.way_to(at).0));
         self.found(whole, broken)
     }
@@ -115,17 +145,18 @@ impl Search {
         Found { states: self.hashes.len(), whole, broken }
     }
 
-    /// `Some` if it is new.
-    fn add(&mut self, words: &Packed, parent: u32) -> Option<u32> {
-        let hash = hash(words);
-        if self.seen.contains_key(&hash) {
-            return None;
+    /// Its number, and whether it is new.
+    fn add(&mut self, words: &W::Packed, parent: u32) -> (u32, bool) {
+        let (hash, at) = (hash(words), self.hashes.len() as u32);
+        match self.seen.entry(hash) {
+            Entry::Occupied(known) => (*known.get(), false),
+            Entry::Vacant(place) => {
+                place.insert(at);
+                self.hashes.push(hash);
+                self.parents.push(parent);
+                (at, true)
+            }
         }
-        let at = self.hashes.len() as u32;
-        self.seen.insert(hash, at);
-        self.hashes.push(hash);
-        self.parents.push(parent);
-        Some(at)
     }
 
     /// The first state from which the end cannot be reached any more.
@@ -161,22 +192,19 @@ impl Search {
             path.push(self.parents[path[path.len() - 1] as usize]);
         }
         path.reverse();
-        let alike = self.real.config.alike;
-        let starts = self.real.config.starts().into_iter().map(|start| start.sorted(alike).0);
+        let starts = self.world.starts().into_iter().map(|start| self.world.sorted(&start).0);
         let first = self.hashes[path[0] as usize];
-        let mut state = starts.into_iter().find(|start| hash(&start.pack()) == first).unwrap();
+        let mut state = starts.into_iter().find(|start| hash(&W::pack(start)) == first).unwrap();
         let mut names: [usize; NODES] = std::array::from_fn(|n| n);
-        let doubtful = self.real.config.doubtful;
-        let kind = self.real.config.kind_of(&state, doubtful);
-        let mut words = vec![format!("(commit {doubtful} is {kind:?})")];
+        let mut words = vec![self.world.title(&state)];
         for at in &path[1..] {
             let mut out = Vec::new();
-            world::next(&mut self.real, &state, &mut out);
+            self.world.next(&state, &mut out);
             let wanted = self.hashes[*at as usize];
             let (step, sorted) = out
                 .iter()
-                .map(|next| (next, next.state.sorted(alike)))
-                .find(|(_, (state, _))| hash(&state.pack()) == wanted)
+                .map(|next| (next, self.world.sorted(&next.state)))
+                .find(|(_, (state, _))| hash(&W::pack(state)) == wanted)
                 .unwrap();
             words.push(said(step, &names));
             names = std::array::from_fn(|to| names[sorted.1[to]]);
@@ -186,11 +214,9 @@ impl Search {
     }
 }
 
-fn said(next: &Next, names: &[usize; NODES]) -> String {
-    use super::world::What::{Frozen, Publishes, Restored, Snapshot, StoreComes, StoreGoes, Unfrozen};
-    let words = next.step.what.words();
-    match next.step.what {
-        Frozen | Publishes | Restored | Snapshot | StoreComes | StoreGoes | Unfrozen => words.to_owned(),
-        _ => format!("n{}: {words}", names[next.step.node as usize] + 1),
+fn said<S>(next: &Next<S>, names: &[usize; NODES]) -> String {
+    match next.node {
+        Some(node) => format!("n{}: {}", names[node as usize] + 1, next.words),
+        None => next.words.to_owned(),
     }
 }

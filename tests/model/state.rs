@@ -113,6 +113,10 @@ pub struct Node {
     pub replaced: bool,
     /// Whose declarations it counted with: as `State::spec`.
     pub counted: [u8; GROUPS],
+    /// The record says that several could hold its groups.
+    pub rec_several: bool,
+    /// How often others of its group claimed while it might have, where that is counted.
+    pub passed: u8,
 }
 
 /// What may still happen, at most three times each.
@@ -176,6 +180,7 @@ impl Node {
         self.rec = Rec::None;
         self.rec_commit = 0;
         self.rec_old = false;
+        self.rec_several = false;
         self.ctl = false;
         self.forget_attempt();
     }
@@ -227,6 +232,7 @@ fn pack_node(n: &Node) -> u64 {
         bits.put(n.counted[g].into(), 2);
         bits.put(mine.there.into(), 1).put(mine.lane.into(), 1).put(mine.token.into(), 2).put(lane.into(), 1);
     }
+    bits.put(n.rec_several.into(), 1).put(n.passed.into(), 3);
     bits.word
 }
 
@@ -243,6 +249,7 @@ fn unpack_node(word: u64) -> Node {
         mine[g] = Mine { there: b.flag(), lane: b.byte(1), token: b.byte(2) };
         lanes[g] = b.byte(1);
     }
+    let (rec_several, passed) = (b.flag(), b.byte(3));
     Node {
         svc,
         brk,
@@ -267,6 +274,8 @@ fn unpack_node(word: u64) -> Node {
         looked,
         replaced,
         counted,
+        rec_several,
+        passed,
     }
 }
 

@@ -10,7 +10,8 @@ use super::config::{Config, Kind};
 use super::mutants::Mutant;
 use super::promises;
 use super::real::{Again, Answer, Real, Write, lost};
-use super::state::{Fault, GROUPS, Held, HoldIs, Mine, NODES, Pc, Rec, State, Svc};
+use super::search::{Next, World};
+use super::state::{Fault, GROUPS, Held, HoldIs, Mine, NODES, Packed, Pc, Rec, State, Svc};
 
 macro_rules! happenings {
     ($($name:ident: $words:literal;)*) => {
@@ -80,28 +81,53 @@ happenings! {
     OperatorFrees: "an operator frees its hold";
 }
 
-#[derive(Clone, Copy, Debug)]
-pub struct Step {
-    pub what: What,
-    pub node: u8,
-}
+impl World for Real {
+    type State = State;
+    type Packed = Packed;
 
-pub struct Next {
-    pub step: Step,
-    pub state: State,
-    pub wrong: Option<&'static str>,
-}
-
-/// Everything that can happen in a state.
-pub fn next(real: &mut Real, s: &State, out: &mut Vec<Next>) {
-    for n in 0..real.config.nodes {
-        let mut at = At { real, s, n, out };
-        if s.nodes[n].on {
-            at.agent();
-        }
-        at.faults();
+    fn starts(&self) -> Vec<State> {
+        self.config.starts()
     }
-    At { real, s, n: 0, out }.everywhere();
+
+    fn next(&mut self, s: &State, out: &mut Vec<Next<State>>) {
+        for n in 0..self.config.nodes {
+            let mut at = At { real: self, s, n, out };
+            if s.nodes[n].on {
+                at.agent();
+            }
+            at.faults();
+        }
+        At { real: self, s, n: 0, out }.everywhere();
+    }
+
+    fn broken(&mut self, s: &State) -> Option<&'static str> {
+        promises::broken(&self.config, s)
+    }
+
+    fn is_over(&self, s: &State) -> bool {
+        self.config.is_over(s)
+    }
+
+    fn ends(&self) -> bool {
+        self.config.ends
+    }
+
+    fn sorted(&self, s: &State) -> (State, [usize; NODES]) {
+        s.sorted(self.config.alike)
+    }
+
+    fn pack(s: &State) -> Packed {
+        s.pack()
+    }
+
+    fn unpack(words: &Packed) -> State {
+        State::unpack(words)
+    }
+
+    fn title(&self, start: &State) -> String {
+        let doubtful = self.config.doubtful;
+        format!("(commit {doubtful} is {:?})", self.config.kind_of(start, doubtful))
+    }
 }
 
 /// The store answers.
@@ -114,7 +140,7 @@ struct At<'a> {
     real: &'a mut Real,
     s: &'a State,
     n: usize,
-    out: &'a mut Vec<Next>,
+    out: &'a mut Vec<Next<State>>,
 }
 
 impl At<'_> {
@@ -124,7 +150,10 @@ impl At<'_> {
 
     fn push(&mut self, what: What, mut state: State, wrong: Option<&'static str>) {
         tidy(&self.real.config, &mut state);
-        self.out.push(Next { step: Step { what, node: self.n as u8 }, state, wrong });
+        use What::{Frozen, Publishes, Restored, Snapshot, StoreComes, StoreGoes, Unfrozen};
+        let of_all = matches!(what, Frozen | Publishes | Restored | Snapshot | StoreComes | StoreGoes | Unfrozen);
+        let node = (!of_all).then_some(self.n as u8);
+        self.out.push(Next { node, words: what.words(), state, wrong });
     }
 
     fn has_store(&self) -> bool {
@@ -148,6 +177,7 @@ impl At<'_> {
                 let mut next = *s;
                 let node = &mut next.nodes[n];
                 (node.rec, node.rec_commit, node.rec_old, node.pc) = (Rec::Acting, node.target, false, Pc::Acting);
+                node.rec_several = self.real.several(n, &s.nodes[n]);
                 self.push(What::Records, next, None);
             }
             Pc::Acting => self.acts(),
@@ -322,6 +352,9 @@ impl At<'_> {
         };
         let mut next = *s;
         let wrong = self.wrote(&mut next, (holds, spec), true);
+        if self.real.config.fair {
+            self.passes(&mut next);
+        }
         let held = s.holds.iter().any(|group| group[n].is != HoldIs::None);
         let wrong = wrong.or(held.then_some("S7: a node that holds something claims more"));
         if s.can(Fault::AnswerLost) && lost(Phase::Claiming { lanes: Vec::new() }) == Phase::Idle {
@@ -341,6 +374,19 @@ impl At<'_> {
             (node.rec, node.rec_commit) = (Rec::Acting, node.target);
         }
         self.push(What::Claims, next, wrong);
+    }
+
+    /// Everybody who waits although it might go is passed over by this node's claim.
+    fn passes(&mut self, next: &mut State) {
+        let s = self.s;
+        for other in (0..self.real.config.nodes).filter(|other| *other != self.n) {
+            let node = &s.nodes[other];
+            let waits = node.on && node.pc == Pc::None && node.rec == Rec::None && node.target != node.live;
+            if waits && !node.replaced && self.real.entitled(s, other) {
+                next.nodes[other].passed = (node.passed + 1).min(7);
+            }
+        }
+        next.nodes[self.n].passed = 0;
     }
 
     fn probes(&mut self) {
@@ -532,10 +578,12 @@ impl At<'_> {
         }
     }
 
-    fn repairs(&self, next: &mut State) {
+    fn repairs(&mut self, next: &mut State) {
+        let several = self.real.several(self.n, &next.nodes[self.n]);
         let node = &mut next.nodes[self.n];
         node.forget_attempt();
         (node.rec, node.rec_commit, node.rec_old, node.pc) = (Rec::Repairing, node.target, false, Pc::Acting);
+        node.rec_several |= several;
     }
 
     fn faults(&mut self) {
@@ -711,6 +759,9 @@ fn tidy(config: &Config, state: &mut State) {
         }
         if !config.lagging && node.on && node.pc == Pc::None {
             node.target = state.published;
+        }
+        if node.target == node.live {
+            node.passed = 0;
         }
     }
     if config.ordered && up >> state.leader & 1 == 0 && up != 0 {
