@@ -15,7 +15,7 @@ use std::sync::atomic::AtomicBool;
 use converger::apply::{self, Reach, Tools};
 use converger::clock::SystemClock;
 use converger::fleet::Group;
-use converger::fleet::schema::Quorum;
+use converger::fleet::schema::{Membership, Quorum};
 use converger::host::confirm;
 use converger::host::linux::LinuxHost;
 use converger::host::{Done, Host, HostError, Observed, Query, Step};
@@ -102,13 +102,21 @@ fn desired(want: &Path) -> Desired {
         };
         place(Resource::Unit(spec), Vec::new(), Vec::new());
     }
-    Desired { node: ME.into(), commit: None, resources, sealed: Vec::new() }
+    Desired {
+        node: ME.into(),
+        state: Membership::Active,
+        commit: None,
+        resources,
+        sealed: Vec::new(),
+        strikes: Vec::new(),
+    }
 }
 
 fn group(unit: &str) -> Group {
     Group {
         id: GroupId::new(unit.replace(".service", ".members")),
         members: [ME, "other"].map(NodeName::from).to_vec(),
+        changing: std::collections::BTreeMap::new(),
         quorum: Quorum::None,
         max_unavailable: 1,
         rank: Vec::new(),

@@ -231,7 +231,11 @@ fn settle_interrupted(plan: &Plan<'_>, outcome: &Outcome, tools: &mut Tools<'_>)
         let asked = record.holds.iter().filter_map(|(hold, _)| tools.session.own_health(&hold.group));
         asked.map(|evidence| evidence.health).all(|health| health == Health::Healthy)
     };
-    if units.is_empty() && !open {
+    let changes = record.holds.iter().any(|(hold, _)| !hold.change.is_none());
+    if units.is_empty() && !open && changes {
+        // Whether the vote came or went is for the others to say.
+        tools.session.acted()?;
+    } else if units.is_empty() && !open {
         tools.session.nothing_to_settle()?;
     } else if all_run(&units, tools) && (!open || healthy()) {
         // Nothing of it is left to do: its commit is live, if it is still the one that is wanted.
@@ -301,6 +305,7 @@ fn take(batch: &Batch<'_>, plan: &Plan<'_>, tools: &mut Tools<'_>) -> Result<Tak
         running: lanes || units.iter().any(runs),
         takes_node: batch.takes_node(),
         start_secs_max: batch.units.values().map(|part| part.spec.start_secs_max).max().unwrap_or(0),
+        change: batch.change.clone(),
     };
     let entry = tools.session.enter(&intent)?;
     if matches!(entry, Entry::Deferred(_)) {
@@ -330,7 +335,7 @@ fn take(batch: &Batch<'_>, plan: &Plan<'_>, tools: &mut Tools<'_>) -> Result<Tak
             let disturbed =
                 batch.moves.iter().any(|action| !matches!(action, UnitMove::Enable(_) | UnitMove::Disable(_)));
             let runs = units.iter().any(|unit| plan.running.contains(*unit));
-            if !batch.risk.is_empty() || runs && (disturbed || repairs) {
+            if !batch.change.is_none() || !batch.risk.is_empty() || runs && (disturbed || repairs) {
                 tools.session.acted()?;
             } else {
                 tools.session.nothing_to_settle()?;

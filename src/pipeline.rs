@@ -14,6 +14,7 @@ mod circles;
 mod lend;
 mod publish;
 mod source;
+mod strikes;
 pub mod touched;
 
 use std::collections::{BTreeSet, HashSet};
@@ -25,6 +26,7 @@ use circles::open_session;
 pub use circles::{circles, interests, windows};
 use publish::{Facts, blank, expose, fights_now, publish, tell, tell_error};
 use source::Source;
+pub use strikes::strikes;
 
 use crate::apply::{self, ApplyError, Outcome, Reach, Tools};
 use crate::clock::Clock;
@@ -222,10 +224,11 @@ fn hops(world: &mut World<'_>) -> Result<Ran, PipelineError> {
         let standing: Vec<NodeName> = standing.collect();
         world.ledger.set_peers(nodes.iter().map(|node| node.name.clone()).collect(), &standing)?;
     }
-    let Some((spec, (secrets, desired))) = select(&fleet, &world.settings.node).zip(own) else {
+    let Some((spec, (secrets, mut desired))) = select(&fleet, &world.settings.node).zip(own) else {
         return not_in_topology(world, at, complaint);
     };
     let renderer = Renderer::new(&fleet);
+    desired.strikes = strikes(&renderer, &fleet, &spec, world.store.ok());
     let fights = fights_now(world, &at)?;
     let known = Known { resting: fights.resting(world.clock.now()), ..world.ledger.known()? };
     let observed = observe(world.host, &desired, &known, world.ledger.fingerprints())?;
@@ -571,9 +574,11 @@ pub fn observe(
             Resource::Unit(spec) => query.units.push(&spec.name),
             Resource::Package(spec) => query.packages.push(&spec.name),
             Resource::Artifact(spec) => query.artifacts.push(spec),
-            Resource::Action(spec) => query.actions.push(spec),
+            Resource::Action(spec) if plan::membership::is_due(placed, desired.state) => query.actions.push(spec),
+            Resource::Action(_) => {}
         }
     }
+    query.actions.extend(desired.strikes.iter().map(|strike| &strike.action));
     // What we own and nobody wants any more is looked at too, to be removed.
     let installed = known.owned.keys().filter(|id| id.kind == Kind::Package).map(|id| id.name.as_str());
     let unwanted: Vec<&str> = installed.filter(|name| !query.packages.contains(name)).collect();

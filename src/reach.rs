@@ -82,6 +82,7 @@ fn tcp(node: &Node, address: String, port: u16) -> Question {
         kind: CheckKind::Tcp,
         member: node.name.clone(),
         id: None,
+        ids: Vec::new(),
         address,
         own: false,
         unit: UnitName::from(""),
@@ -94,5 +95,6 @@ fn tcp(node: &Node, address: String, port: u16) -> Question {
         run: Vec::new(),
         timeout: WITHIN,
         members: Vec::new(),
+        changing: Vec::new(),
     }
 }

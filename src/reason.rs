@@ -240,6 +240,9 @@ reasons! {
     DEGRADED = "degraded", Waiting,
         "Too few other members are healthy to take this one away.",
         "Bring the unhealthy members back; unknown counts as down.";
+    MEMBERSHIP_DIFFERS = "membership-differs", Waiting,
+        "The service has other voters than the topology declares: nobody can tell what a majority of the group is.",
+        "Declare the member that is not declared, or strike it off the service's own list; one that is active without a vote is declared `joining` again.";
     ORDER = "order", Waiting,
         "Earlier members of the group have not applied the commit yet.",
         "It ends when they report it, or are dead or silent.";

@@ -11,11 +11,13 @@ use crate::fleet::Group;
 use crate::fleet::select::NodeSpec;
 use crate::host::Observed;
 use crate::ledger::{Ledger, LedgerError};
-use crate::lock::quorum::Because;
+use crate::lock;
+use crate::lock::quorum::{Because, Hold};
 use crate::lock::session::{Record, RecordPhase, Session, Swept};
 use crate::name::UnitName;
+use crate::plan::membership::is_leaving;
 use crate::plan::{Plan, RanWith};
-use crate::probe::Health;
+use crate::probe::{Evidence, Health};
 use crate::reason;
 use crate::settings::Settings;
 
@@ -164,24 +166,25 @@ impl Vigil {
                 result.waits(Because::new(reason::SETTLING, None, sentence), SOON);
                 continue;
             };
-            let limit = settle * SETTLE_TIMES_MAX + Duration::from_secs(record.start_secs_max);
-            let late = now.saturating_sub(Duration::from_millis(record.acted_ms)) > limit;
-            let sentence = match record.phase {
-                // What went wrong first says more than what its gate says since.
-                RecordPhase::Failed => record.why.clone(),
-                _ if record.proves().is_none() => format!("{unit} after an interruption: {why}"),
-                _ => format!("{unit} after taking {}: {why}", record.commit.short()),
-            };
-            if record.phase == RecordPhase::Failed || late {
-                session.sick(&sentence)?;
-                result.failed.get_or_insert(Because::new(reason::GATE_FAILED, None, sentence));
-                result.soon(LATER);
-            } else {
-                result.waits(Because::new(reason::SETTLING, None, sentence), SOON);
-            }
+            not_yet(session, record, unit.as_str(), &why, settle, &mut result)?;
+        }
+        // A vote that was given back: by what those say who stay.
+        let covered = record.as_ref().filter(|record| settles(record) && covers(record, &groups));
+        // A commit that takes the leave back leaves nothing to wait for but the own member.
+        let goes = |hold: &Hold| {
+            let who = lock::membership::subject(&hold.change, session.me);
+            let group = groups.iter().find(|group| group.ids().any(|id| *id == hold.group));
+            hold.change.takes_a_vote() && group.is_some_and(|group| is_leaving(group.state_of(who)))
+        };
+        let leaving = covered.filter(|record| record.holds.iter().any(|(hold, _)| goes(hold)));
+        if let Some(record) = leaving
+            && let Some(why) = record.holds.iter().find_map(|(hold, _)| session.lingers(hold))
+        {
+            open = true;
+            not_yet(session, record, &record.batch, &why, settle_of(&groups, settings), &mut result)?;
         }
         let settled = |record: &&Record| {
-            let looked = record.phase == RecordPhase::Settling || !done.is_empty();
+            let looked = record.phase == RecordPhase::Settling || !done.is_empty() || leaving.is_some();
             settles(record) && covers(record, &groups) && looked && !open
         };
         if let Some(record) = record.as_ref().filter(settled) {
@@ -201,6 +204,33 @@ impl Vigil {
     }
 }
 
+/// In time it waits, later it has failed.
+fn not_yet(
+    session: &Session<'_>,
+    record: &Record,
+    what: &str,
+    why: &str,
+    settle: Duration,
+    result: &mut Settling,
+) -> Result<(), SettleError> {
+    let limit = settle * SETTLE_TIMES_MAX + Duration::from_secs(record.start_secs_max);
+    let late = session.clock.awake().saturating_sub(Duration::from_millis(record.acted_ms)) > limit;
+    let sentence = match record.phase {
+        // What went wrong first says more than what its gate says since.
+        RecordPhase::Failed => record.why.clone(),
+        _ if !record.knows_its_commit() => format!("{what} after an interruption: {why}"),
+        _ => format!("{what} after taking {}: {why}", record.commit.short()),
+    };
+    if record.phase == RecordPhase::Failed || late {
+        session.sick(&sentence)?;
+        result.failed.get_or_insert(Because::new(reason::GATE_FAILED, None, sentence));
+        result.soon(LATER);
+    } else {
+        result.waits(Because::new(reason::SETTLING, None, sentence), SOON);
+    }
+    Ok(())
+}
+
 fn covers(record: &Record, groups: &[&Group]) -> bool {
     record
         .holds
@@ -216,9 +246,18 @@ fn settle_of(groups: &[&Group], settings: &Settings) -> Duration {
 
 /// Why the member is not healthy; `None`: every gate says that it is.
 fn sickness(session: &Session<'_>, groups: &[&Group]) -> Option<String> {
-    groups.iter().find_map(|group| match session.own_health(&group.id)?.health {
+    groups.iter().find_map(|group| match session.own_health(&group.id)? {
+        Evidence { health: Health::Healthy, lists: Some(lists), .. } if !lists.members.contains(session.me) => {
+            Some("it has no vote yet".to_owned())
+        }
+        evidence => not_healthy(evidence.health),
+    })
+}
+
+fn not_healthy(health: Health) -> Option<String> {
+    match health {
         Health::Healthy => None,
         Health::Unhealthy(why) => Some(why),
         Health::Unknown(why) => Some(format!("unknown: {why}")),
-    })
+    }
 }

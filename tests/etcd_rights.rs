@@ -159,6 +159,7 @@ fn a_node_can_neither_free_nor_forge_what_is_anothers() {
         boot_id: String::new(),
         reason: String::new(),
         since: jiff::Timestamp::UNIX_EPOCH,
+        change: converger::fleet::MemberChange::None,
     };
     let read_at = web01.read(&["hold/"]).unwrap().revision;
     let claim = protocol::claim(&[hold], std::slice::from_ref(&held), &[], read_at, &"web01".into());

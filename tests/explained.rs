@@ -17,9 +17,9 @@ use std::time::Duration;
 
 use bed::Bed;
 use converger::clock::FakeClock;
-use converger::fleet::Group;
-use converger::fleet::schema::Quorum;
+use converger::fleet::schema::{Membership, Quorum};
 use converger::fleet::window::Window;
+use converger::fleet::{Group, MemberChange};
 use converger::lock::election::{self, Begun, Candidate, Claim, Election};
 use converger::lock::fake::FakeStore;
 use converger::lock::instance::Instance;
@@ -33,8 +33,8 @@ use converger::lock::store::{LockStore, Snapshot, StoreError, StoreKind, Transac
 use converger::lock::view::Standing;
 use converger::lock::window;
 use converger::name::{ClusterName, CommitId, GroupId, NodeName, RoleName};
-use converger::probe::Health;
 use converger::probe::fake::FakeProbe;
+use converger::probe::{Health, Listed};
 use converger::reason;
 use converger::report::{self, At, Note, Report, State, metrics, news};
 use jiff::Timestamp;
@@ -57,6 +57,7 @@ fn group() -> Group {
     Group {
         id: "web.web".into(),
         members: ["web01", "web02", "web03"].map(NodeName::from).to_vec(),
+        changing: BTreeMap::new(),
         quorum: Quorum::Majority,
         max_unavailable: 1,
         rank: Vec::new(),
@@ -83,6 +84,7 @@ fn hold(group: &str, node: &str, phase: HoldPhase, seq: u64) -> Hold {
         boot_id: "boot".to_owned(),
         reason: "web.service takes it".to_owned(),
         since: time(1_700_000_000),
+        change: MemberChange::None,
     }
 }
 
@@ -95,7 +97,9 @@ fn judged(judge: fn(&Situation<'_>) -> Verdict, change: impl FnOnce(&mut Situati
     let (group, me, to) = (group(), NodeName::from(ME), commit(5));
     let member = |name: &NodeName| Member {
         name: name.clone(),
+        state: Membership::Active,
         health: Health::Healthy,
+        lists: None,
         leads: false,
         applied_seq: (name.as_str() != ME).then_some(5),
         wants_since: Some(time(0)),
@@ -109,6 +113,7 @@ fn judged(judge: fn(&Situation<'_>) -> Verdict, change: impl FnOnce(&mut Situati
         seq: 5,
         members: group.members.iter().map(member).collect(),
         running: true,
+        change: MemberChange::None,
         holds: Vec::new(),
         conflicting: Vec::new(),
         proven: BTreeSet::from([5]),
@@ -171,6 +176,12 @@ fn of_the_quorum() -> Vec<(&'static str, Because)> {
         ("degraded, after the claim", {
             wants(judged(quorum::may_arm, |s| s.members[2].health = Health::Unknown("no answer".to_owned())))
         }),
+        (
+            "membership-differs",
+            wants(situation(|s| {
+                s.members[1].lists = Some(Listed { strangers: vec!["web09".to_owned()], ..Listed::default() });
+            })),
+        ),
         ("quorum-too-small", wants(situation(|s| s.members.truncate(1)))),
     ]
 }
@@ -323,6 +334,7 @@ fn of_the_session() -> Vec<(&'static str, Because)> {
         running: true,
         takes_node: false,
         start_secs_max: 0,
+        change: MemberChange::None,
     };
     std::fs::write(dir.path().join("store.json"), r#"{"identity":"another","epoch":3,"revision":900}"#).unwrap();
     let Entry::Deferred(replaced) = session().enter(&intent).unwrap() else { panic!("it acts") };

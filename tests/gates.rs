@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 
 use asked::*;
 use converger::fleet::schema::CheckKind;
+use converger::name::NodeName;
 use converger::probe::{Evidence, Health, LiveProbe, Probe, Question, Ran};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -400,6 +401,7 @@ impl Kafka<'_> {
         let tool = if kind == CheckKind::KafkaQuorum { "kafka-metadata-quorum.sh" } else { "kafka-topics.sh" };
         Question {
             id: Some(number as u64),
+            ids: (1..=3).map(|id| (NodeName::new(format!("kafka0{id}")), id)).collect(),
             run: vec![Self::program(tool)],
             timeout: Duration::from_secs(60),
             ..of_three(kind, self.client, "kafka", number)
@@ -451,9 +453,9 @@ fn kafka_members_prove_their_quorum_and_their_replicas() {
     run(&[&topics, "--bootstrap-server", &place, "--create", "--topic", "orders", "--partitions", "6"]);
     (1..=3).for_each(|number| drop(until(&isr(number), &healthy)));
 
-    // A voter that is not there is one too many for whoever counts.
-    let two = Question { members: quorum(one).members[..2].to_vec(), ..quorum(one) };
-    assert_unknown(&ask(&two), "the controllers are 3, the topology declares 2");
+    // A voter that nobody declared.
+    let two = Question { ids: quorum(one).ids[..2].to_vec(), ..quorum(one) };
+    assert_eq!(ask(&two).lists.unwrap().strangers, ["controller 3"]);
 
     // One hangs: it answers to nobody, and the leader sees it fall behind; the others are as they were.
     servers[one - 1].as_ref().unwrap().signal(Signal::SIGSTOP);
@@ -463,8 +465,10 @@ fn kafka_members_prove_their_quorum_and_their_replicas() {
     let evidence = until(&as_seen(quorum(one)), &|evidence| unhealthy(evidence));
     assert_unhealthy(&evidence, "caught up");
     assert_unhealthy(&until(&as_seen(isr(one)), &|evidence| unhealthy(evidence)), "wait for broker");
-    assert_eq!(ask(&quorum(leader)), Evidence::healthy().leading(true));
-    assert_eq!(ask(&quorum(other)), Evidence::healthy().leading(false));
+    let lists = ask(&quorum(leader)).lists;
+    assert_eq!(lists.as_ref().map(|lists| (lists.members.len(), lists.strangers.len())), Some((3, 0)));
+    assert_eq!(ask(&quorum(leader)), Evidence::healthy().leading(true).listing(lists.clone()));
+    assert_eq!(ask(&quorum(other)), Evidence::healthy().leading(false).listing(lists));
     assert_eq!(ask(&isr(other)), Evidence::healthy());
     servers[one - 1].as_ref().unwrap().signal(Signal::SIGCONT);
     (1..=3).for_each(|number| drop(until(&quorum(number), &healthy)));

@@ -16,7 +16,7 @@ use std::sync::atomic::AtomicBool;
 use converger::apply::{self, Outcome, Reach, Tools};
 use converger::clock::FakeClock;
 use converger::fleet::Group;
-use converger::fleet::schema::Quorum;
+use converger::fleet::schema::{Membership, Quorum};
 use converger::host::fake::FakeHost;
 use converger::host::{Contained, Done, Host, HostError, Observed, Query, Step};
 use converger::ledger::Ledger;
@@ -163,7 +163,14 @@ impl Commit {
             };
             place(Resource::Action(spec), Vec::new(), Vec::new());
         }
-        Desired { node: ME.into(), commit: None, resources, sealed: Vec::new() }
+        Desired {
+            node: ME.into(),
+            state: Membership::Active,
+            commit: None,
+            resources,
+            sealed: Vec::new(),
+            strikes: Vec::new(),
+        }
     }
 }
 
@@ -317,6 +324,7 @@ impl Node {
         let group = Group {
             id: GroupId::from("web.web"),
             members: names.iter().map(|name| NodeName::from(*name)).collect(),
+            changing: BTreeMap::new(),
             quorum: Quorum::Majority,
             max_unavailable: 1,
             rank: Vec::new(),

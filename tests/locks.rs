@@ -22,8 +22,8 @@ use std::time::{Duration, Instant};
 
 use converger::apply::{self, Reach, Tools};
 use converger::clock::{Clock, FakeClock, SystemClock};
-use converger::fleet::schema::{CheckKind, Quorum};
-use converger::fleet::{Fleet, Group};
+use converger::fleet::schema::{CheckKind, Membership, Quorum};
+use converger::fleet::{Fleet, Group, MemberChange};
 use converger::host::fake::FakeHost;
 use converger::host::{Done, Host, HostError, Observed, Query, Step};
 use converger::ledger::Ledger;
@@ -39,7 +39,7 @@ use converger::name::{ClusterName, CommitId, GroupId, NodeName, RoleName};
 use converger::pipeline;
 use converger::plan::plan;
 use converger::probe::fake::{self, FakeProbe};
-use converger::probe::{Evidence, Health, LiveProbe, Probe as _, Question};
+use converger::probe::{Evidence, Health, Listed, LiveProbe, Probe as _, Question};
 use converger::reason;
 use converger::render::Renderer;
 use converger::resource::unit::Active;
@@ -58,6 +58,7 @@ fn group(id: &str, members: &[&str], quorum: Quorum, max_unavailable: usize) -> 
     Group {
         id: id.into(),
         members: members.iter().map(|name| NodeName::from(*name)).collect(),
+        changing: BTreeMap::new(),
         quorum,
         max_unavailable,
         rank: Vec::new(),
@@ -84,6 +85,7 @@ fn hold(group: &GroupId, lane: usize, node: &str, phase: HoldPhase, seq: u64) ->
         boot_id: "boot".to_owned(),
         reason: "gate says no".to_owned(),
         since: jiff::Timestamp::UNIX_EPOCH,
+        change: MemberChange::None,
     }
 }
 
@@ -94,6 +96,13 @@ fn answer_quorum(situation: &str) -> String {
     let mut running = true;
     let mut members = Vec::new();
     let (mut holds, mut conflicting, mut proven, mut after) = (Vec::new(), Vec::new(), BTreeSet::new(), Vec::new());
+    let mut change = MemberChange::None;
+    let changes = |word: &str| match word.split_once('=') {
+        _ if word == "joins" => MemberChange::Joins,
+        _ if word == "leaves" => MemberChange::Leaves,
+        Some(("strikes", node)) => MemberChange::Strikes(node.into()),
+        _ => MemberChange::None,
+    };
     let (mut freeze, mut asked_secs, mut seq, mut view) = (None, 0, 5, Standing::InForce);
     for line in situation.lines().filter(|line| !line.starts_with('#')) {
         let words: Vec<&str> = line.split_whitespace().collect();
@@ -119,7 +128,9 @@ fn answer_quorum(situation: &str) -> String {
                     _ => HoldPhase::Failed,
                 };
                 let lane = value("lane").map_or(0, |lane| lane.parse().unwrap());
-                let hold = hold(&of, lane, words[1], phase, value("at").map_or(5, number));
+                let mut hold = hold(&of, lane, words[1], phase, value("at").map_or(5, number));
+                hold.change =
+                    words.iter().map(|word| changes(word)).find(|change| !change.is_none()).unwrap_or_default();
                 let conflicts = the_group.as_ref().unwrap().conflicts.contains(&of);
                 if conflicts { conflicting.push(hold) } else { holds.push(hold) }
             }
@@ -140,6 +151,7 @@ fn answer_quorum(situation: &str) -> String {
                     _ => Standing::Behind { seq: at, commit: commit(at) },
                 };
             }
+            "change" => change = changes(words[1]),
             "asked" => asked_secs = number(words[1]),
             name => {
                 let has = |word: &str| words.contains(&word);
@@ -153,8 +165,22 @@ fn answer_quorum(situation: &str) -> String {
                     _ if has("stopped") => Health::Unhealthy("does not run".to_owned()),
                     _ => Health::Healthy,
                 };
+                let state = match () {
+                    () if has("joining") => Membership::Joining,
+                    () if has("draining") => Membership::Draining,
+                    () if has("retired") => Membership::Retired,
+                    () => Membership::Active,
+                };
+                let listed = value("lists").map(|names| names.split(',').collect::<Vec<_>>());
                 members.push(Member {
                     name: name.into(),
+                    state,
+                    lists: listed.map(|names| Listed {
+                        members: names.iter().map(|name| NodeName::from(*name)).collect(),
+                        strangers: value("strangers")
+                            .map(|names| names.split(',').map(str::to_owned).collect())
+                            .unwrap_or_default(),
+                    }),
                     health,
                     leads: has("leads"),
                     applied_seq: value("applied").map(number),
@@ -173,6 +199,7 @@ fn answer_quorum(situation: &str) -> String {
         seq,
         members,
         running,
+        change,
         holds,
         conflicting,
         proven,
@@ -399,6 +426,7 @@ impl Agent {
             running,
             takes_node: false,
             start_secs_max: 30,
+            change: MemberChange::None,
         }
     }
 }

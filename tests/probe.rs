@@ -12,7 +12,8 @@ use std::time::{Duration, Instant};
 
 use asked::*;
 use converger::fleet::schema::CheckKind;
-use converger::probe::{Evidence, Health, LiveProbe, Probe, Question, Ran, Tls, ask_all};
+use converger::name::NodeName;
+use converger::probe::{Evidence, Health, Listed, LiveProbe, Probe, Question, Ran, Tls, ask_all};
 use converger::resource::unit::Active;
 use nix::sys::signal::Signal;
 
@@ -318,6 +319,9 @@ fn etcd_members_prove_their_quorum() {
     let answers = ask_all(&live(), &questions);
     let leaders: Vec<_> = (0..3).filter(|&i| answers[i].leads == Some(true)).collect();
     assert!(answers.iter().all(healthy) && leaders.len() == 1, "{answers:?}");
+    let all =
+        Some(Listed { members: [1, 2, 3].map(|n| NodeName::new(format!("etcd0{n}"))).into(), strangers: Vec::new() });
+    assert!(answers.iter().all(|answer| answer.lists == all), "{answers:?}");
     let leader = leaders[0];
     let url = |i: usize| format!("http://127.0.0.{}:{}", i + 1, etcd.client_port);
     let told = etcd_admin(url(0), async |mut client| client.status().await);
@@ -334,8 +338,8 @@ fn etcd_members_prove_their_quorum() {
     let other = 3 - leader - follower;
     servers[follower].as_ref().unwrap().signal(Signal::SIGSTOP);
     assert_silent(&questions[follower]);
-    assert_eq!(ask(&questions[leader]), Evidence::healthy().leading(true));
-    assert_eq!(ask(&questions[other]), Evidence::healthy().leading(false));
+    assert_eq!(ask(&questions[leader]), Evidence::healthy().leading(true).listing(all.clone()));
+    assert_eq!(ask(&questions[other]), Evidence::healthy().leading(false).listing(all.clone()));
     servers[follower].as_ref().unwrap().signal(Signal::SIGCONT);
     until(&questions[follower], healthy);
 
@@ -353,7 +357,7 @@ fn etcd_members_prove_their_quorum() {
     let learner = etcd.start(4, &[1, 2, 3, 4], "existing", "");
     let evidence = until(&etcd.question(4), |evidence| matches!(evidence.health, Health::Unhealthy(_)));
     assert_unhealthy(&evidence, "learner");
-    assert_eq!(ask(&questions[leader]), Evidence::healthy().leading(true));
+    assert_eq!(ask(&questions[leader]), Evidence::healthy().leading(true).listing(all.clone()));
     drop(learner);
 
     // A member of another cluster at the place of one that is away, under its name.
@@ -363,13 +367,13 @@ fn etcd_members_prove_their_quorum() {
     let foreign = Etcd { folder: elsewhere.path(), ..etcd }.start(follower + 1, &[follower + 1], "new", "");
     let evidence = until(&questions[follower], |evidence| matches!(evidence.health, Health::Unhealthy(_)));
     assert_unhealthy(&evidence, "most members belong to");
-    assert_eq!(until(&questions[other], healthy), Evidence::healthy().leading(false));
+    assert_eq!(until(&questions[other], healthy), Evidence::healthy().leading(false).listing(all.clone()));
     drop(foreign);
 
     // A voter that the topology does not declare.
-    let two = Question { members: questions[other].members[..2].to_vec(), ..questions[other].clone() };
-    let two = if other == 2 { Question { members: questions[other].members[1..].to_vec(), ..two } } else { two };
-    assert_unknown(&ask(&two), "the topology does not declare it");
+    let named = |i: usize| questions[other].members[i].clone();
+    let two = Question { members: vec![named(leader), named(other)], ..questions[other].clone() };
+    assert_eq!(ask(&two).lists.unwrap().strangers, [format!("etcd0{}", follower + 1)]);
 
     // An alarm.
     let none = etcd_client::AlarmAction::Activate;

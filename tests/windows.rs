@@ -13,9 +13,9 @@ use std::time::Duration;
 
 use bed::Bed;
 use converger::clock::FakeClock;
-use converger::fleet::Group;
 use converger::fleet::schema::Quorum;
 use converger::fleet::window::{Opening, Window, opening};
+use converger::fleet::{Group, MemberChange};
 use converger::lock::fake::FakeStore;
 use converger::lock::lent::Permission;
 use converger::lock::session::{Circle, Entry, Intent, RecordPhase, Session};
@@ -104,6 +104,7 @@ impl Node {
         let group = Group {
             id: "c.g".into(),
             members: MEMBERS.map(NodeName::from).to_vec(),
+            changing: std::collections::BTreeMap::new(),
             quorum: Quorum::Majority,
             max_unavailable: 1,
             rank: Vec::new(),
@@ -178,6 +179,7 @@ fn restart() -> Intent<'static> {
         running: true,
         takes_node: false,
         start_secs_max: 30,
+        change: MemberChange::None,
     }
 }
 

@@ -13,6 +13,7 @@ use crate::host::packages::Order;
 use crate::host::{Done, HostError, Query, Step};
 use crate::lock::quorum::Because;
 use crate::name::{HostPath, UnitName};
+use crate::plan::membership::Moment;
 use crate::plan::{Batch, FileWrite, Known, Owned, Plan, UnitMove, Why, show};
 use crate::reason::chain;
 use crate::resource::action::ActionState;
@@ -120,6 +121,7 @@ impl<'b, 'a, 't, 'w> Act<'b, 'a, 't, 'w> {
             host.perform(&Step::Stage(staged, words))?;
         }
         self.verify()?;
+        self.change_membership(Moment::BeforeStop)?;
         for unit in self.stopping() {
             for argv in &unit.before_stop {
                 host.perform(&Step::Run { argv, user: "", within: TOOL, words })?;
@@ -195,7 +197,8 @@ impl<'b, 'a, 't, 'w> Act<'b, 'a, 't, 'w> {
         }
         // A tool that fails is no reason to keep a unit down.
         let activated = self.activate()?;
-        if let Err(error) = self.act().and_then(|()| self.start(&stop_times)).and_then(|()| self.start_again()) {
+        let started = self.act().and_then(|()| self.start(&stop_times)).and_then(|()| self.start_again());
+        if let Err(error) = started.and_then(|()| self.change_membership(Moment::AfterStart)) {
             return Ok(activated.and(Err(error)));
         }
         if let Err(error) = self.uninstall()? {
@@ -404,10 +407,23 @@ impl<'b, 'a, 't, 'w> Act<'b, 'a, 't, 'w> {
 
     pub(super) fn act(&mut self) -> Result<(), HostError> {
         for action in &self.batch.actions {
-            if self.is_needed(action)? {
-                self.tools.host.perform(&Step::Act(action, words(self.batch)))?;
-                self.lines.push(format!("action {}", action.name));
-            }
+            self.run_if_needed(action)?;
+        }
+        self.change_membership(Moment::AfterStop)?;
+        self.change_membership(Moment::BeforeStart)
+    }
+
+    fn change_membership(&mut self, now: Moment) -> Result<(), HostError> {
+        for (_, action) in self.batch.membership.iter().filter(|(moment, _)| *moment == now) {
+            self.run_if_needed(action)?;
+        }
+        Ok(())
+    }
+
+    fn run_if_needed(&mut self, action: &ActionSpec) -> Result<(), HostError> {
+        if self.is_needed(action)? {
+            self.tools.host.perform(&Step::Act(action, words(self.batch)))?;
+            self.lines.push(format!("action {}", action.name));
         }
         Ok(())
     }

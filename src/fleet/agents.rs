@@ -4,6 +4,8 @@
 //! nodes of an environment are one group that nobody declares, `converger.agents`: canaries first, then a share of the
 //! nodes at a time. PURE. Never: compares versions; what the commit says is wanted, be it older.
 
+use std::collections::BTreeMap;
+
 use super::schema::{Agents, Membership, Quorum};
 use super::{Environment, Group, Node};
 use crate::name::{ClusterName, GroupId, NodeName, RoleName, UnitName};
@@ -63,6 +65,7 @@ pub fn group(environment: &Environment) -> Group {
         max_unavailable: lanes(&environment.agents, members.len()),
         rank: canaries(environment).map(|node| node.name.clone()).collect(),
         members,
+        changing: BTreeMap::new(),
         conflicts: Vec::new(),
         aliases: Vec::new(),
         unit: UnitName::from(UNIT),

@@ -17,7 +17,9 @@ use document::Reader;
 use super::check;
 use super::problem::{Problem, Severity};
 use super::rule;
-use super::schema::{EnvironmentFile, FleetFile, PolicyFile, RoleFile, SecretsFile, TopologyFile, Variables, Version};
+use super::schema::{
+    EnvironmentFile, FleetFile, Membership, PolicyFile, RoleFile, SecretsFile, TopologyFile, Variables, Version,
+};
 use super::tree::Tree;
 use super::{Cluster, Declared, Environment, Fleet, Group, Node, Role, Secret, Tier};
 use crate::name::{ClusterName, CommitId, EnvironmentName, GroupId, NodeName, RepoPath, RoleName};
@@ -326,9 +328,12 @@ fn clusters_of(
                         everywhere.contains(role) || through.any(|roles| roles.contains(role))
                     })
                 });
+                let selected: Vec<&&Node> = selected.collect();
+                let changing = selected.iter().filter(|node| node.state != Membership::Active);
                 Some(Group {
                     id: GroupId::of(&name, group),
-                    members: selected.map(|node| node.name.clone()).collect(),
+                    members: selected.iter().map(|node| node.name.clone()).collect(),
+                    changing: changing.map(|node| (node.name.clone(), node.state)).collect(),
                     quorum: said.quorum,
                     max_unavailable: said.max_unavailable,
                     rank: said.rank.clone(),

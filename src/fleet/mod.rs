@@ -91,6 +91,8 @@ pub struct Group {
     pub id: GroupId,
     /// In order of declaration in the topology.
     pub members: Vec<NodeName>,
+    /// Those of them that are not `active`.
+    pub changing: BTreeMap<NodeName, schema::Membership>,
     pub quorum: schema::Quorum,
     pub max_unavailable: usize,
     pub rank: Vec<NodeName>,
@@ -104,6 +106,30 @@ pub struct Group {
     pub settle_secs: u64,
     /// The role that gives the group its meaning (and its checks).
     pub role: RoleName,
+}
+
+/// What a batch changes of the membership of its groups.
+#[derive(Clone, PartialEq, Eq, Debug, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MemberChange {
+    #[default]
+    None,
+    /// This node's member gets its vote.
+    Joins,
+    /// This node's member stops, and gives its vote back.
+    Leaves,
+    /// This node's member takes the vote of one that is dead; it stops nothing.
+    Strikes(NodeName),
+}
+
+impl MemberChange {
+    pub fn is_none(&self) -> bool {
+        *self == Self::None
+    }
+
+    pub fn takes_a_vote(&self) -> bool {
+        matches!(self, Self::Leaves | Self::Strikes(_))
+    }
 }
 
 #[derive(Clone, PartialEq, Debug)]
@@ -133,6 +159,10 @@ impl Group {
         std::iter::once(&self.id).chain(&self.aliases)
     }
 
+    pub fn state_of(&self, member: &NodeName) -> schema::Membership {
+        self.changing.get(member).copied().unwrap_or_default()
+    }
+
     /// Whether it is the environment's lanes, where nobody's health is asked.
     pub fn is_lanes(&self) -> bool {
         self.id.as_str() == LANES
@@ -147,6 +177,7 @@ impl Environment {
         Group {
             id: GroupId::from(LANES),
             members: alone.cloned().collect(),
+            changing: BTreeMap::new(),
             quorum: schema::Quorum::None,
             max_unavailable: (self.nodes.len() * LANES_PERCENT / 100).max(1),
             rank: Vec::new(),

@@ -290,6 +290,7 @@ mod tests {
             boot_id: String::new(),
             reason: String::new(),
             since: Timestamp::from_second(since).unwrap(),
+            change: crate::fleet::MemberChange::None,
         }
     }
 

@@ -3,7 +3,7 @@
 //! All conditions of one step are in one transaction, so that any pure decision over what was read is atomic: nothing
 //! was written in the ranges since the read. PURE. Never: talks to a store; never: a lease on a hold.
 
-use crate::fleet::Group;
+use crate::fleet::{Group, MemberChange};
 use crate::lock::election::{Begun, Claim};
 use crate::lock::quorum::{Freeze, Hold, HoldPhase};
 pub use crate::lock::store::OPERATIONS_MAX;
@@ -131,6 +131,7 @@ pub fn hold_of(entry: &Entry, group: &GroupId) -> Hold {
             boot_id: String::new(),
             reason: "its hold cannot be read".to_owned(),
             since: jiff::Timestamp::UNIX_EPOCH,
+            change: MemberChange::None,
         },
     }
 }

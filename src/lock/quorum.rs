@@ -8,11 +8,12 @@ use std::collections::BTreeSet;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::fleet::Group;
-use crate::fleet::schema::Quorum;
+use crate::fleet::schema::{Membership, Quorum};
+use crate::fleet::{Group, MemberChange};
+use crate::lock::membership::{self, Presence};
 use crate::lock::view::Standing;
 use crate::name::{ClusterName, CommitId, GroupId, NodeName};
-use crate::probe::Health;
+use crate::probe::{Health, Listed};
 use crate::reason::{self, Reason};
 
 /// A hold, as its holder wrote it. Its token is the revision at which its key was created.
@@ -30,6 +31,8 @@ pub struct Hold {
     pub boot_id: String,
     pub reason: String,
     pub since: Timestamp,
+    #[serde(default, skip_serializing_if = "MemberChange::is_none")]
+    pub change: MemberChange,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -47,7 +50,11 @@ pub enum HoldPhase {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Member {
     pub name: NodeName,
+    /// As it is declared.
+    pub state: Membership,
     pub health: Health,
+    /// Who has a vote, by what its service says; `None`: that does not tell, or did not answer.
+    pub lists: Option<Listed>,
     pub leads: bool,
     /// How far its own report says that it is.
     pub applied_seq: Option<u64>,
@@ -71,6 +78,8 @@ pub struct Situation<'a> {
     pub members: Vec<Member>,
     /// Whether my unit runs, from systemd.
     pub running: bool,
+    /// What I am about to change of the membership.
+    pub change: MemberChange,
     /// Holds of the group and its aliases, all lanes, mine included.
     pub holds: Vec<Hold>,
     /// Holds of groups that must not be disrupted at the same time.
@@ -231,6 +240,12 @@ fn stopped(s: &Situation<'_>) -> Option<Verdict> {
         let sentence = format!("{node} failed with {commit} and keeps {group}: {}", failed.reason);
         return Some(Verdict::Wait(wait(reason::HOLD_FAILED, sentence).held_by(failed)));
     }
+    let others = others(s);
+    if !others.is_empty() && (!s.change.is_none() || others.iter().any(|hold| !hold.change.is_none())) {
+        let mut because = held(s, &others);
+        because.sentence += "; a change of the membership goes alone";
+        return Some(Verdict::Wait(because));
+    }
     let conflict = s.conflicting.iter().find(|hold| hold.node != *s.me)?;
     let sentence = format!("{} has {}, which must not be disrupted together with {id}", conflict.node, conflict.group);
     Some(Verdict::Wait(wait(reason::HELD_BY_PEER, sentence).held_by(conflict)))
@@ -243,9 +258,26 @@ fn others<'s>(s: &'s Situation<'_>) -> Vec<&'s Hold> {
 }
 
 /// A member that is down already cannot be taken away. While it still runs (and may still vote) it must be alone.
-fn is_down(s: &Situation<'_>, others: &[&Hold]) -> bool {
+fn presence(s: &Situation<'_>, others: &[&Hold]) -> Presence {
     let own_health = s.members.iter().find(|member| member.name == *s.me).map(|member| &member.health);
-    !s.running || (matches!(own_health, Some(Health::Unhealthy(_))) && others.is_empty())
+    match own_health {
+        _ if !s.running => Presence::Away,
+        Some(Health::Unhealthy(_)) if others.is_empty() => Presence::Away,
+        _ => Presence::There,
+    }
+}
+
+/// Its repair costs nobody anything. A change of the membership does, wherever the member is.
+fn is_down(s: &Situation<'_>, others: &[&Hold]) -> bool {
+    s.change.is_none() && presence(s, others) == Presence::Away
+}
+
+/// Those that count, but for the one whose vote is about to come, to go or to be away.
+fn electorate<'s>(s: &'s Situation<'_>) -> (usize, Vec<&'s Member>) {
+    let counted = membership::counted(&s.members);
+    let subject = membership::subject(&s.change, s.me);
+    let rest = s.members.iter().filter(|member| member.name != *subject && counted.contains(&member.name)).collect();
+    (counted.len(), rest)
 }
 
 /// Can the group spare my member? The numbers, if not.
@@ -253,15 +285,20 @@ fn spare(s: &Situation<'_>, others: &[&Hold]) -> Result<Ground, Box<Because>> {
     if is_down(s, others) {
         return Ok(Ground::Down);
     }
+    let id = &s.group.id;
+    if let Some(difference) = membership::difference(&s.members) {
+        let sentence = format!("the service of {} knows other members than the topology: {difference}", id.short());
+        return Err(Box::new(Because::new(reason::MEMBERSHIP_DIFFERS, Some(id), sentence)));
+    }
     let holders: BTreeSet<&NodeName> = others.iter().map(|hold| &hold.node).collect();
-    let peers = || s.members.iter().filter(|member| member.name != *s.me);
+    let (counted, peers) = electorate(s);
     let spared = |member: &&Member| !holders.contains(&member.name) && member.health == Health::Healthy;
-    let healthy = peers().filter(spared).count();
-    let needed = needed(s.group, s.members.len());
+    let healthy = peers.iter().copied().filter(spared).count();
+    let needed = membership::asked_for(s.group, &s.change, presence(s, others), counted, peers.len());
     if healthy >= needed {
         return Ok(Ground::Spared);
     }
-    let down = peers().filter_map(|member| match &member.health {
+    let down = peers.iter().filter_map(|member| match &member.health {
         _ if holders.contains(&member.name) => Some(format!("{} holds", member.name)),
         Health::Healthy => None,
         Health::Unhealthy(why) => Some(format!("{}: {why}", member.name)),
@@ -269,22 +306,32 @@ fn spare(s: &Situation<'_>, others: &[&Hold]) -> Result<Ground, Box<Because>> {
     });
     let down: Vec<String> = down.collect();
     let sentence = format!(
-        "{healthy} of {} other members of {} are healthy, {needed} are needed ({})",
-        peers().count(),
-        s.group.id.short(),
+        "{healthy} of {} other members of {} are healthy, {needed} are needed{} ({})",
+        peers.len(),
+        id.short(),
+        match &s.change {
+            MemberChange::None => String::new(),
+            MemberChange::Joins => format!(" for {} to join", s.me),
+            MemberChange::Leaves => format!(" for {} to leave", s.me),
+            MemberChange::Strikes(node) => format!(" to strike {node}"),
+        },
         down.join("; ")
     );
-    let because = Because::new(reason::DEGRADED, Some(&s.group.id), sentence);
+    let because = Because::new(reason::DEGRADED, Some(id), sentence);
     Err(Box::new(because.ends(format!("It ends when {needed} others are healthy."))))
 }
 
 /// How many others must be healthy while one member is away: max(quorum, members - max_unavailable).
 pub fn needed(group: &Group, members: usize) -> usize {
-    let quorum = match group.quorum {
+    quorum_of(group, members).max(members.saturating_sub(group.max_unavailable))
+}
+
+/// How many of so many members must be healthy at any time.
+pub fn quorum_of(group: &Group, members: usize) -> usize {
+    match group.quorum {
         Quorum::Majority => members / 2 + 1,
         Quorum::None => 0,
-    };
-    quorum.max(members.saturating_sub(group.max_unavailable))
+    }
 }
 
 /// The order in which members of a group take a commit: rank, then declaration, whoever leads last.
@@ -298,9 +345,10 @@ pub fn order<'a>(group: &Group, members: &'a [Member]) -> Vec<&'a Member> {
 }
 
 fn impossible(s: &Situation<'_>) -> Option<Verdict> {
-    let n = s.members.len();
-    let needed = needed(s.group, n);
-    (!is_down(s, &others(s)) && needed > n.saturating_sub(1)).then(|| {
+    let others = others(s);
+    let (n, peers) = electorate(s);
+    let needed = membership::asked_for(s.group, &s.change, presence(s, &others), n, peers.len());
+    (!is_down(s, &others) && needed > peers.len()).then(|| {
         Verdict::Never(Because::new(
             reason::QUORUM_TOO_SMALL,
             Some(&s.group.id),

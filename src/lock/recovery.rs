@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use crate::fleet::Group;
+use crate::fleet::{Group, MemberChange};
 use crate::lock::epoch;
 use crate::lock::machine::{self, Action, Event, Phase};
 use crate::lock::protocol;
@@ -83,7 +83,13 @@ impl Record {
     /// The place of the commit with which the member settles now. None where the record does not know what went live: a
     /// proof that is missing makes others wait, a wrong one lets two of them take the same bad commit.
     pub fn proves(&self) -> Option<u64> {
-        (self.phase == RecordPhase::Settling && self.commit.as_str() != UNKNOWN).then_some(self.seq)
+        // Who left has not run with it.
+        let left = self.holds.iter().any(|(hold, _)| hold.change.takes_a_vote());
+        (self.phase == RecordPhase::Settling && self.knows_its_commit() && !left).then_some(self.seq)
+    }
+
+    pub fn knows_its_commit(&self) -> bool {
+        self.commit.as_str() != UNKNOWN
     }
 }
 
@@ -304,7 +310,9 @@ pub fn advance(record: &Record, event: Event, boot_id: &str, awake_ms: u64) -> N
 /// The agent or the machine ended between arming and the start, and the member runs: it settles with what it has, which may
 /// be what it had before. That proves nothing of the record's commit, nor does the member fail with it.
 pub fn interrupted(record: &Record, boot_id: &str, awake_ms: u64) -> Next {
-    let record = Record { commit: CommitId::new(UNKNOWN), seq: 0, ..record.clone() };
+    let mut record = Record { commit: CommitId::new(UNKNOWN), seq: 0, ..record.clone() };
+    // Nor did it leave: that begins anew, with the others' leave.
+    record.holds.iter_mut().for_each(|(hold, _)| hold.change = MemberChange::None);
     advance(&record, Event::Acted, boot_id, awake_ms)
 }
 

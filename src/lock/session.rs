@@ -13,8 +13,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::clock::Clock;
 use crate::disk::{self, DiskError};
-use crate::fleet::Group;
 use crate::fleet::window::Window;
+use crate::fleet::{Group, MemberChange};
 use crate::lock::epoch::{self, Pin};
 use crate::lock::machine::{self, Action, Event, Phase};
 use crate::lock::protocol::{self, Declared};
@@ -93,6 +93,8 @@ pub struct Intent<'a> {
     /// Whether all of the node is away: the windows of all of its clusters count.
     pub takes_node: bool,
     pub start_secs_max: u64,
+    /// What it changes of the membership of the groups.
+    pub change: MemberChange,
 }
 
 pub enum Entry {
@@ -336,6 +338,13 @@ impl<'a> Session<'a> {
         let asks = recovery::asks(record, self.myself(), &covered);
         let another = record.commit != self.commit;
         let mut record = recovery::repairing(record.clone(), self.myself());
+        record.holds.iter_mut().for_each(|(hold, _)| hold.change.clone_from(&intent.change));
+        // The others were counted for something else, or for an attempt that failed.
+        if !intent.change.is_none()
+            && let Err(because) = self.armed_again(&record, intent)
+        {
+            return Ok(Entry::Deferred(*because));
+        }
         record.lanes = record.lanes.max(recovery::lanes(covered.iter().copied()));
         match asks {
             Asks::Nobody => {}
@@ -674,7 +683,9 @@ impl Attempt<'_, '_> {
                 if group.is_lanes() { Health::Healthy } else { Health::Unknown("it was not asked".to_owned()) };
             let members = group.members.iter().enumerate().map(|(at, name)| Member {
                 name: name.clone(),
+                state: group.state_of(name),
                 health: gate.get(at).map_or_else(|| unasked.clone(), |evidence| evidence.health.clone()),
+                lists: gate.get(at).and_then(|evidence| evidence.lists.clone()),
                 leads: leaders.get(name).copied().unwrap_or(false),
                 applied_seq: reports.get(name).and_then(|r| r.applied.as_ref()).map(|at| at.seq),
                 wants_since: snapshot
@@ -704,6 +715,7 @@ impl Attempt<'_, '_> {
                 seq: session.seq,
                 members: members.collect(),
                 running: self.intent.running,
+                change: self.intent.change.clone(),
                 holds: holds.collect(),
                 conflicting: conflicting.collect(),
                 proven: proven(&reports, circle),
@@ -738,6 +750,7 @@ impl Attempt<'_, '_> {
                     boot_id: session.boot_id.clone(),
                     reason: format!("{} takes {}", self.intent.batch, session.commit.short()),
                     since: session.clock.now(),
+                    change: self.intent.change.clone(),
                 });
             }
         }

@@ -1,4 +1,4 @@
-//! Whose declaration of a group is in force: members, quorum, lanes, names and conflicts must be the same for all who
+//! Whose declaration of a group is in force: members and their states, quorum, lanes, names and conflicts must be the same for all who
 //! count, so a node that knows another declaration takes nobody away until it agrees.
 //!
 //! The store keeps the place and the commit of the declaration in force, with its digest. It moves forward only, and only
@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::fleet::Group;
-use crate::fleet::schema::Quorum;
-use crate::name::CommitId;
+use crate::fleet::schema::{Membership, Quorum};
+use crate::name::{CommitId, NodeName};
 
 /// The value of `spec/GROUP`.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -43,9 +43,16 @@ pub fn digest_of(group: &Group) -> String {
         Quorum::Majority => "majority",
         Quorum::None => "none",
     };
+    let member = |node: &NodeName| match group.state_of(node) {
+        Membership::Active => node.to_string(),
+        Membership::Joining => format!("{node}=joining"),
+        Membership::Draining => format!("{node}=draining"),
+        Membership::Retired => format!("{node}=retired"),
+    };
+    let members: Vec<String> = group.members.iter().map(member).collect();
     let said = [
         group.id.to_string(),
-        sorted(group.members.iter().map(|node| node.as_str()).collect()),
+        sorted(members.iter().map(String::as_str).collect()),
         quorum.to_owned(),
         group.max_unavailable.to_string(),
         sorted(group.aliases.iter().map(|id| id.as_str()).collect()),

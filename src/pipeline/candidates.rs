@@ -69,7 +69,14 @@ mod tests {
 
     #[test]
     fn a_machine_that_goes_down_or_is_worked_on_takes_nothing() {
-        let desired = Desired { node: "n1".into(), commit: None, resources: Vec::new(), sealed: Vec::new() };
+        let desired = Desired {
+            node: "n1".into(),
+            state: crate::fleet::schema::Membership::Active,
+            commit: None,
+            resources: Vec::new(),
+            sealed: Vec::new(),
+            strikes: Vec::new(),
+        };
         let (observed, known) = (Observed::default(), Known::default());
         let plan = plan::plan(&desired, &observed, &known, &[]);
         let unit = UnitName::from("beat.service");

@@ -3,7 +3,7 @@
 //! Never: members, lanes or gates from anywhere else.
 
 use std::borrow::Cow;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::World;
 use crate::apply::Outcome;
@@ -154,6 +154,7 @@ fn gone(id: &GroupId, unit: &UnitName) -> Group {
     Group {
         id: id.clone(),
         members: Vec::new(),
+        changing: BTreeMap::new(),
         quorum: Quorum::None,
         max_unavailable: 1,
         rank: Vec::new(),

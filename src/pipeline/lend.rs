@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 
 use super::{PipelineError, Ran, World};
 use crate::apply::Outcome;
+use crate::fleet::MemberChange;
 use crate::fleet::select::NodeSpec;
 use crate::fleetlock::desk::Asked;
 use crate::fleetlock::protocol::{Answer, Call, Refusal};
@@ -99,6 +100,7 @@ fn pre_reboot(
         running: true,
         takes_node: true,
         start_secs_max: 0,
+        change: MemberChange::None,
     };
     Ok(session.lend(&intent)?)
 }

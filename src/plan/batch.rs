@@ -4,7 +4,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::fleet::MemberChange;
 use crate::name::{ClusterName, GroupId, HostPath, RoleName, UnitName};
+use crate::plan::membership::Moment;
 use crate::plan::risk::Area;
 use crate::reason::Reason;
 use crate::resource::file::{FileChange, Previous};
@@ -137,6 +139,10 @@ pub struct Batch<'a> {
     /// Directories of artifacts that left the repository.
     pub discards: Vec<HostPath>,
     pub actions: Vec<&'a ActionSpec>,
+    /// Actions with `on` that are needed.
+    pub membership: Vec<(Moment, &'a ActionSpec)>,
+    /// What comes of it for its groups.
+    pub change: MemberChange,
     /// Files that their owners' tools must act on: those that change, and those that were not acted on yet.
     pub activations: Vec<(Activation, &'a FileSpec)>,
     pub moves: Vec<UnitMove<'a>>,
@@ -179,6 +185,8 @@ impl<'a> Batch<'a> {
             artifacts: Vec::new(),
             discards: Vec::new(),
             actions: Vec::new(),
+            membership: Vec::new(),
+            change: MemberChange::None,
             activations: Vec::new(),
             moves: Vec::new(),
             units: BTreeMap::new(),
@@ -218,6 +226,10 @@ impl<'a> Batch<'a> {
         self.discards.extend(other.discards);
         self.artifacts.extend(other.artifacts);
         self.actions.extend(other.actions);
+        self.membership.extend(other.membership);
+        if self.change.is_none() {
+            self.change = other.change;
+        }
         self.activations.extend(other.activations);
         self.moves.extend(other.moves);
         self.units.extend(other.units);
@@ -238,6 +250,7 @@ impl<'a> Batch<'a> {
             && self.artifacts.is_empty()
             && self.discards.is_empty()
             && self.actions.is_empty()
+            && self.membership.is_empty()
             && self.activations.is_empty()
             && self.moves.is_empty()
             && self.removals.is_empty()

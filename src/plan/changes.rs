@@ -10,7 +10,7 @@ use serde::Serialize;
 use crate::name::{GroupId, HostPath};
 use crate::plan::batch::Unpacking;
 use crate::plan::risk::Area;
-use crate::plan::{Batch, FileWrite, Plan, UnitMove, Why, show};
+use crate::plan::{Batch, FileWrite, Plan, UnitMove, Why, membership, show};
 use crate::reason;
 use crate::resource::content::Content;
 use crate::resource::file::FileChange;
@@ -111,6 +111,11 @@ pub fn of(plan: &Plan<'_>, before: &Before<'_>) -> Vec<Change> {
         changes
             .extend(tools.map(|(tool, file)| entry(ChangeKind::Activation, file.path.to_string(), tool.tool(), None)));
         changes.extend(batch.actions.iter().map(|act| entry(ChangeKind::Action, act.name.clone(), "run", None)));
+        let changes_membership = batch.membership.iter();
+        let told = membership::told(batch, plan.node);
+        changes.extend(
+            changes_membership.map(|(_, act)| entry(ChangeKind::Action, act.name.clone(), "run", told.clone())),
+        );
         let moves = batch.moves.iter();
         changes.extend(
             moves.map(|action: &UnitMove<'_>| {

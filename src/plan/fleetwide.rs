@@ -14,7 +14,7 @@ use crate::lock::quorum;
 use crate::name::{ClusterName, GroupId, HostPath, NodeName, UnitName};
 use crate::plan::changes::{self, Before, Change};
 use crate::plan::known::{Known, Owned, RanWith};
-use crate::plan::{FileWrite, HoldNeed, UnitMove, plan};
+use crate::plan::{FileWrite, HoldNeed, UnitMove, membership, plan};
 use crate::render::Desired;
 use crate::resource::artifact::ArtifactState;
 use crate::resource::content::Content;
@@ -182,6 +182,8 @@ fn compare_node(before: &Side<'_>, after: &Side<'_>) -> (Option<NodeChange>, Dis
         change.others.extend(batch.artifacts.iter().map(|artifact| artifact.what.clone()));
         change.others.extend(batch.discards.iter().map(|into| format!("remove the artifact in {into}")));
         change.others.extend(batch.actions.iter().map(|action| format!("action {}", action.name)));
+        change.others.extend(membership::told(batch, &change.node));
+        change.others.extend(batch.membership.iter().map(|(_, action)| format!("action {}", action.name)));
         for action in &batch.moves {
             let unit = &action.spec().name;
             match action {
@@ -260,9 +262,11 @@ fn on_paper(desired: &Desired) -> Desired {
     });
     Desired {
         node: desired.node.clone(),
+        state: desired.state,
         commit: desired.commit.clone(),
         resources: resources.collect(),
         sealed: Vec::new(),
+        strikes: Vec::new(),
     }
 }
 
@@ -335,9 +339,11 @@ fn converged_at(desired: &Desired, groups: &[&Group]) -> (Observed, Known) {
                 let state = ArtifactState::Current { version: spec.version.clone(), sha256: spec.sha256.clone() };
                 observed.artifacts.insert(spec.into.clone(), state);
             }
-            Resource::Action(spec) => {
+            // A node that comes or goes by this commit has not done yet what that takes.
+            Resource::Action(spec) if membership::is_due(placed, desired.state) => {
                 observed.actions.insert(spec.name.clone(), crate::resource::action::ActionState::Done);
             }
+            Resource::Action(_) => {}
         }
     }
     known.booted = known.booted.look(desired, &[], &empty, PAPER);

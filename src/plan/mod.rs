@@ -11,6 +11,7 @@ pub mod fight;
 pub mod fleetwide;
 pub mod guard;
 pub mod known;
+pub mod membership;
 pub mod reboot;
 pub mod risk;
 pub mod show;
@@ -23,6 +24,7 @@ pub use batch::{Batch, Blocked, FileWrite, HoldNeed, UnitMove, Why};
 pub use known::{Known, Lanes, Owned, Pending, RanWith, SecretSeen, Uses};
 
 use crate::fleet::Group;
+use crate::fleet::schema::Membership;
 use crate::host::Observed;
 use crate::name::{ClusterName, CommitId, HostPath, NodeName, RoleName, UnitName};
 use crate::reason;
@@ -106,7 +108,8 @@ impl Plan<'_> {
 
 /// `groups`: those that this node is a member of, by the target commit.
 pub fn plan<'a>(desired: &'a Desired, observed: &Observed, known: &'a Known, groups: &[&Group]) -> Plan<'a> {
-    let components = Components::of(&desired.resources);
+    let components = Components::of(&desired.resources, groups);
+    let leaving = membership::left_units(groups, &desired.node);
     let sealed: BTreeMap<&Id, &str> =
         desired.sealed.iter().map(|sealed| (&sealed.resource, sealed.reason.as_str())).collect();
     let with_secrets = roles_with_secrets(desired, known);
@@ -122,7 +125,11 @@ pub fn plan<'a>(desired: &'a Desired, observed: &Observed, known: &'a Known, gro
         for &index in &component.resources {
             let placed = &desired.resources[index];
             batch.secrets_near |= with_secrets.contains(&placed.origin.role);
+            // A node on its way out may not open secrets any more, and stops with what it has.
             if let Some(why) = sealed.get(&placed.resource.id()) {
+                if membership::is_leaving(desired.state) {
+                    continue;
+                }
                 batch.blocked.push(Blocked {
                     id: placed.resource.id(),
                     reason: reason::SECRET_UNREADABLE,
@@ -133,20 +140,22 @@ pub fn plan<'a>(desired: &'a Desired, observed: &Observed, known: &'a Known, gro
             if component.phase == batch::Phase::Cluster {
                 batch.elects.clone_from(&placed.origin.cluster);
             }
-            consider(placed, observed, known, &mut batch, &mut audit);
+            consider(placed, desired.state, observed, known, &mut batch, &mut audit);
         }
         for (unit, mut inputs) in component.units(&desired.resources) {
             let mine = component.resources.iter().map(|&index| &desired.resources[index]);
             inputs.drifted = has_drifted(&batch, mine.filter(|placed| placed.restarts.contains(&unit.name)));
             let state = observed.units.get(unit.name.as_str()).cloned().unwrap_or_else(UnitState::missing);
             let protecting = groups_of(groups, &unit.name, known.units.get(&unit.name));
-            consider_unit(unit, &state, inputs, known, observed, protecting, &mut batch, &mut adopt);
+            let leaves = leaving.contains(&unit.name);
+            consider_unit(unit, &state, inputs, leaves, known, observed, protecting, &mut batch, &mut adopt);
             strangers.extend(strangers_drop_ins(&state, &wanted, known));
         }
         resting.extend(batch.rest(&known.resting));
         if reloads_freely(&batch, component.resources.iter().map(|&index| &desired.resources[index])) {
             batch.hold = HoldNeed::None;
         }
+        membership::judge(&mut batch, desired.state);
         // What belongs to no unit does not wait for a neighbour that cannot be written.
         let alone = if batch.phase >= batch::Phase::Unit || batch.phase == batch::Phase::Mounts {
             None
@@ -156,6 +165,7 @@ pub fn plan<'a>(desired: &'a Desired, observed: &Observed, known: &'a Known, gro
         batches.push(batch);
         batches.extend(alone);
     }
+    batches.extend(membership::strikes(&desired.strikes, observed));
     without_guards(&mut batches, observed);
     let left = removals(&wanted, known, observed, &mut batches);
     batches.extend(left);
@@ -199,7 +209,9 @@ pub fn plan<'a>(desired: &'a Desired, observed: &Observed, known: &'a Known, gro
     });
     let outgrown = outgrown.collect();
     let run = desired.resources.iter().filter_map(|placed| match &placed.resource {
-        Resource::Unit(unit) if wanted_here(unit, known) == Wanted::Running => Some(unit.name.clone()),
+        Resource::Unit(unit) if wanted_here(unit, leaving.contains(&unit.name), known) == Wanted::Running => {
+            Some(unit.name.clone())
+        }
         _ => None,
     });
     let running: BTreeSet<UnitName> = run.collect();
@@ -227,9 +239,10 @@ pub fn plan<'a>(desired: &'a Desired, observed: &Observed, known: &'a Known, gro
     }
 }
 
-/// A singleton runs only where it may, and is stopped anywhere else, whoever started it.
-fn wanted_here(unit: &UnitSpec, known: &Known) -> Wanted {
-    let elsewhere = unit.lease_secs.is_some() && !known.held.contains(&unit.name);
+/// A singleton runs only where it may, and is stopped anywhere else, whoever started it; so is the unit of a group that
+/// this node leaves.
+fn wanted_here(unit: &UnitSpec, leaves: bool, known: &Known) -> Wanted {
+    let elsewhere = leaves || unit.lease_secs.is_some() && !known.held.contains(&unit.name);
     if unit.state == Wanted::Running && elsewhere { Wanted::Stopped } else { unit.state }
 }
 
@@ -253,7 +266,9 @@ fn without_guards(batches: &mut [Batch<'_>], observed: &Observed) {
     }
     for batch in batches {
         let unguarded = |action: &mut &ActionSpec| observed.actions.get(&action.name) == Some(&ActionState::Unguarded);
-        for action in batch.actions.extract_if(.., unguarded).collect::<Vec<_>>() {
+        let changes = batch.membership.extract_if(.., |(_, action)| unguarded(action)).map(|(_, action)| action);
+        let changes: Vec<&ActionSpec> = changes.collect();
+        for action in batch.actions.extract_if(.., unguarded).chain(changes).collect::<Vec<_>>() {
             let id = Id { kind: Kind::Action, name: action.name.clone() };
             let why = format!(
                 "the program of its `unless`, {}, is not on this host",
@@ -323,6 +338,7 @@ fn groups_of(groups: &[&Group], unit: &UnitName, live: Option<&RanWith>) -> Lane
 
 fn consider<'a>(
     placed: &'a Placed,
+    node: Membership,
     observed: &Observed,
     known: &Known,
     batch: &mut Batch<'a>,
@@ -389,14 +405,16 @@ fn consider<'a>(
                 batch.artifacts.push(batch::Unpacking { spec, what, why });
             }
         }
+        Resource::Action(_) if !membership::is_due(placed, node) => {}
         Resource::Action(spec) => match observed.actions.get(&spec.name) {
             Some(ActionState::Done) => {}
-            // Membership changes belong to holds of their own kind and run with them.
-            _ if !spec.on.is_empty() => {}
             Some(ActionState::Unknown(why)) => {
                 batch.blocked.push(Blocked { id, reason: reason::APPLY_FAILED, why: why.clone() });
             }
-            Some(ActionState::Needed | ActionState::Unguarded) | None => batch.actions.push(spec),
+            Some(ActionState::Needed | ActionState::Unguarded) | None => match membership::moment(spec, placed, node) {
+                Some(moment) => batch.membership.push((moment, spec)),
+                None => batch.actions.push(spec),
+            },
         },
         Resource::Unit(_) => {}
     }
@@ -416,6 +434,7 @@ fn consider_unit<'a>(
     unit: &'a UnitSpec,
     state: &UnitState,
     inputs: Inputs,
+    leaves: bool,
     known: &Known,
     observed: &Observed,
     groups: Lanes,
@@ -429,7 +448,7 @@ fn consider_unit<'a>(
         .units
         .insert(unit.name.clone(), batch::UnitPart { spec: unit, restart: inputs.restart, reload: inputs.reload });
 
-    let wanted = wanted_here(unit, known);
+    let wanted = wanted_here(unit, leaves, known);
     // A standby starts, when it does, with what is on disk.
     let stands_by = wanted != unit.state
         && !intended
@@ -486,7 +505,7 @@ fn consider_unit<'a>(
             }
         }
     }
-    match unit.enabled {
+    match unit.enabled.filter(|_| !leaves).or(leaves.then_some(false)) {
         Some(true) if !state.enabled => batch.moves.push(UnitMove::Enable(unit)),
         Some(false) if state.enabled => batch.moves.push(UnitMove::Disable(unit)),
         _ => {}
@@ -518,7 +537,8 @@ fn consider_unit<'a>(
 /// Nothing but reloads that the repository wants without a hold, and nothing new but what they are for.
 fn reloads_freely<'a>(batch: &Batch<'_>, mut placed: impl Iterator<Item = &'a Placed>) -> bool {
     let free = |action: &UnitMove<'_>| matches!(action, UnitMove::Reload(unit) if !unit.reload_hold);
-    let more = !batch.packages.is_empty() || !batch.artifacts.is_empty() || !batch.actions.is_empty();
+    let more = !batch.packages.is_empty() || !batch.artifacts.is_empty();
+    let more = more || !batch.actions.is_empty() || !batch.membership.is_empty();
     let news = batch.files.iter().filter(|file| file.why == Why::Intended).map(|file| &file.spec.path);
     let news: BTreeSet<&HostPath> = news.collect();
     let only_reloads = |placed: &Placed| placed.restarts.is_empty() && placed.before.is_empty();
@@ -696,7 +716,7 @@ struct Components {
 }
 
 impl Components {
-    fn of(resources: &[Placed]) -> Self {
+    fn of(resources: &[Placed], groups: &[&Group]) -> Self {
         let mut root: Vec<usize> = (0..resources.len()).collect();
         let units: BTreeMap<&UnitName, usize> = resources
             .iter()
@@ -714,7 +734,8 @@ impl Components {
             at
         }
         for (index, placed) in resources.iter().enumerate() {
-            for unit in placed.restarts.iter().chain(&placed.reloads).chain(&placed.before) {
+            let named = placed.restarts.iter().chain(&placed.reloads).chain(&placed.before);
+            for unit in named.chain(membership::unit_of(placed, groups)) {
                 if let Some(&other) = units.get(unit) {
                     let (a, b) = (find(&mut root, index), find(&mut root, other));
                     let (low, high) = (a.min(b), a.max(b));

@@ -10,7 +10,7 @@ use similar::{ChangeTag, DiffTag, TextDiff};
 
 use crate::name::{HostPath, NodeName};
 use crate::plan::fleetwide::{FileDiff, FleetPlan, NodeChange};
-use crate::plan::{Blocked, FileWrite, HoldNeed, Plan, Why};
+use crate::plan::{Blocked, FileWrite, HoldNeed, Plan, Why, membership};
 use crate::reason;
 use crate::resource::file::FileChange;
 
@@ -364,6 +364,12 @@ pub fn node(plan: &Plan<'_>, paint: Paint) -> String {
         }
         for action in &batch.actions {
             let _ = writeln!(out, "  * action {}", action.name);
+        }
+        if let Some(change) = membership::told(batch, plan.node) {
+            let _ = writeln!(out, "  * {change}");
+        }
+        for (_, action) in &batch.membership {
+            let _ = writeln!(out, "  * action {} (on {})", action.name, action.on);
         }
         for action in &batch.moves {
             let _ = writeln!(out, "  * {} {}", action.verb(), action.spec().name);

@@ -1,7 +1,7 @@
 //! `etcd`: a member that proves, through its own endpoint, that it takes part in the quorum of its own cluster.
 //!
 //! A member that is cut off still answers status and serializable reads; so the evidence is a linearizable read, and
-//! more than half of the declared members must say the same of cluster, leader and term. Never: a write, not even
+//! more than half of those that have a vote must say the same of cluster, leader and term. Never: a write, not even
 //! the listing of alarms (etcd proposes it to the quorum; the status names them too).
 
 use std::pin::pin;
@@ -13,7 +13,8 @@ use etcd_client::{
 use tokio::task::JoinSet;
 
 use super::wire::{self, Deadline, authority};
-use super::{Evidence, Question, quoted};
+use super::{Evidence, Health, Listed, Question, quoted};
+use crate::name::NodeName;
 
 const PORT: u16 = 2379;
 
@@ -61,18 +62,23 @@ async fn evidence(question: &Question, options: ConnectOptions, within: Duration
     let mut peers = JoinSet::new();
     for (name, address) in &question.members {
         if *name != question.member {
-            peers.spawn(view_of(url(question, address), options.clone()));
+            let (name, view) = (name.clone(), view_of(url(question, address), options.clone()));
+            peers.spawn(async move { Some((name, view.await?)) });
         }
     }
-    let members = peers.len() + 1;
 
     let (view, evidence) = tokio::select! {
         asked = ask_member(question, options) => asked?,
         () = &mut over => return Err(format!("no answer within {} ms", question.timeout.as_millis())),
     };
-    if evidence.health != super::Health::Healthy {
+    if evidence.health != Health::Healthy {
         return Ok(evidence);
     }
+    // Of those that come and go only who is listed; of the others all: a member of another cluster lists itself.
+    let lists = evidence.lists.clone().unwrap_or_default();
+    let votes = |name: &NodeName| lists.members.contains(name) || !question.changing.contains(name);
+    let others = question.members.iter().filter(|(name, _)| *name != question.member && votes(name)).count();
+    let members = 1 + others + lists.strangers.len();
     let mut views = vec![view];
     loop {
         if view.leader != 0 && agreeing(&views) > members / 2 {
@@ -80,7 +86,7 @@ async fn evidence(question: &Question, options: ConnectOptions, within: Duration
         }
         tokio::select! {
             said = peers.join_next() => match said {
-                Some(Ok(Some(view))) => views.push(view),
+                Some(Ok(Some((name, view)))) if votes(&name) => views.push(view),
                 Some(_) => {}
                 None => break,
             },
@@ -88,7 +94,7 @@ async fn evidence(question: &Question, options: ConnectOptions, within: Duration
         }
     }
     let answer = if view.leader == 0 { leaderless(&views, members) } else { disagreement(&views, members) };
-    Ok(answer.unwrap_or_else(|why| Evidence { leads: evidence.leads, ..Evidence::unknown(why) }))
+    Ok(answer.unwrap_or_else(|why| Evidence { health: Health::Unknown(why), ..evidence.clone() }))
 }
 
 /// The asked member, the first, has no leader: its own fault if more than half of the members have one together.
@@ -132,8 +138,6 @@ async fn ask_member(question: &Question, options: ConnectOptions) -> Result<(Vie
     let status = client.status().await.map_err(words)?;
     let (view, id) = read_status(&status).ok_or("its status has no header")?;
     let leads = view.leader == id;
-    let unknown = |why: String| Ok((view, Evidence::unknown(why).leading(leads)));
-
     if status.is_learner() {
         return Ok((view, Evidence::unhealthy("is a learner, which has no vote").leading(leads)));
     }
@@ -141,6 +145,9 @@ async fn ask_member(question: &Question, options: ConnectOptions) -> Result<(Vie
         // The others tell whose fault that is.
         return Ok((view, Evidence::healthy().leading(false)));
     }
+    let listed = client.member_list().await;
+    let lists = listed.as_ref().ok().and_then(|listed| voters(listed.members(), question));
+    let unknown = |why: String| Ok((view, Evidence::unknown(why).leading(leads).listing(lists.clone())));
     // An alarm is one of the whole cluster, and a member that lags still votes: neither makes it one to be spared.
     if !status.errors().is_empty() {
         return unknown(quoted(&status.errors().join(", ")));
@@ -156,20 +163,31 @@ async fn ask_member(question: &Question, options: ConnectOptions) -> Result<(Vie
         Err(error) => return Err(words(error)),
     }
     // A load balancer, or another member, must not answer in its place.
-    let listed = client.member_list().await.map_err(words)?;
+    let listed = listed.map_err(words)?;
     let answered = listed.members().iter().find(|member| member.id() == id).ok_or("is no member of its own cluster")?;
     if !is_at(answered, question.member.as_str(), &question.address) {
         return Err(format!("member {} answers in its place", quoted(answered.name())));
     }
-    // A voter that nobody declared makes the quorum larger than it is counted.
-    let declared =
-        |voter: &&Member| question.members.iter().any(|(name, address)| is_at(voter, name.as_str(), address));
-    let mut voters = listed.members().iter().filter(|member| !member.is_learner());
-    if let Some(stranger) = voters.find(|voter| !question.members.is_empty() && !declared(voter)) {
-        let name = quoted(stranger.name());
-        return unknown(format!("member {name} has a vote, and the topology does not declare it"));
+    Ok((view, Evidence::healthy().leading(leads).listing(lists)))
+}
+
+/// Who of the listed has a vote, by the question's names; `None` where it names nobody.
+fn voters(listed: &[Member], question: &Question) -> Option<Listed> {
+    if question.members.is_empty() {
+        return None;
     }
-    Ok((view, Evidence::healthy().leading(leads)))
+    let mut lists = Listed::default();
+    for voter in listed.iter().filter(|member| !member.is_learner()) {
+        match question.members.iter().find(|(name, address)| is_at(voter, name.as_str(), address)) {
+            Some((name, _)) => drop(lists.members.insert(name.clone())),
+            // One that never started has no name yet.
+            None if voter.name().is_empty() => {
+                lists.strangers.push(quoted(voter.peer_urls().first().map_or("", String::as_str)));
+            }
+            None => lists.strangers.push(quoted(voter.name())),
+        }
+    }
+    Some(lists)
 }
 
 /// Whether the listed member is the one of this name, or at this address.

@@ -17,6 +17,7 @@ pub fn question(me: &NodeName, member: &NodeName, unit: &UnitName) -> Question {
         kind: CheckKind::Tcp,
         member: member.clone(),
         id: None,
+        ids: Vec::new(),
         address: "127.0.0.1".to_owned(),
         own: member == me,
         unit: unit.clone(),
@@ -29,6 +30,7 @@ pub fn question(me: &NodeName, member: &NodeName, unit: &UnitName) -> Question {
         run: Vec::new(),
         timeout: Duration::from_secs(1),
         members: Vec::new(),
+        changing: Vec::new(),
     }
 }
 

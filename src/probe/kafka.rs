@@ -7,7 +7,8 @@
 
 use super::command::Run;
 use super::wire::{Deadline, authority};
-use super::{Evidence, Question};
+use super::{Evidence, Listed, Question};
+use crate::name::NodeName;
 
 const PORT: u16 = 9092;
 
@@ -18,7 +19,7 @@ const CAUGHT_UP_WITHIN_MS: i64 = 2000;
 pub(super) fn ask_quorum(question: &Question, run: &Run) -> Result<Evidence, String> {
     let id = own_id(question)?;
     let deadline = Deadline::within(question.timeout);
-    judge_quorum(&tool(question, run, deadline, &["describe", "--replication"])?, id, question.members.len())
+    judge_quorum(&tool(question, run, deadline, &["describe", "--replication"])?, id, &question.ids)
 }
 
 /// A broker that is in sync for every partition it has, while no partition is without a leader.
@@ -64,7 +65,8 @@ enum Status {
     Observer,
 }
 
-fn judge_quorum(table: &str, id: u64, declared: usize) -> Result<Evidence, String> {
+/// `ids`: of the members of the group.
+fn judge_quorum(table: &str, id: u64, ids: &[(NodeName, u64)]) -> Result<Evidence, String> {
     let replicas =
         read_replication(table).ok_or("kafka-metadata-quorum prints something else than a replication table")?;
     let leader =
@@ -73,32 +75,43 @@ fn judge_quorum(table: &str, id: u64, declared: usize) -> Result<Evidence, Strin
     let behind_ms = |replica: &Replica| leader.caught_up_ms.saturating_sub(replica.caught_up_ms);
     let caught_up = |replica: &&Replica| replica.caught_up_ms >= 0 && behind_ms(replica) <= CAUGHT_UP_WITHIN_MS;
 
+    let voters: Vec<&Replica> = replicas.iter().filter(|replica| replica.status != Status::Observer).collect();
+    let said = |evidence: Evidence| Ok(evidence.listing(listed(&voters, ids)));
     let Some(own) = replicas.iter().find(|replica| replica.id == id) else {
-        return Ok(Evidence::unhealthy(format!("controller {} does not list {id}", leader.id)));
+        return said(Evidence::unhealthy(format!("controller {} does not list {id}", leader.id)));
     };
     let leads = own.status == Status::Leader;
-    let voters: Vec<&Replica> = replicas.iter().filter(|replica| replica.status != Status::Observer).collect();
-    // A voter that nobody declared makes the quorum larger than it is counted.
-    if declared > 0 && voters.len() > declared {
-        let why = format!("the controllers are {}, the topology declares {declared}", voters.len());
-        return Ok(Evidence::unknown(why).leading(leads));
-    }
     if own.status == Status::Observer {
-        return Ok(Evidence::unhealthy(format!("{id} is an observer, not a voter")).leading(false));
+        return said(Evidence::unhealthy(format!("{id} is an observer, not a voter")).leading(false));
     }
     let good = voters.iter().copied().filter(caught_up).count();
     if good < voters.len() / 2 + 1 {
         let why = format!("only {good} of {} controllers have caught up", voters.len());
-        return Ok(Evidence::unknown(why).leading(leads));
+        return said(Evidence::unknown(why).leading(leads));
     }
     if !caught_up(&own) {
         let why = match own.caught_up_ms {
             ..0 => format!("{id} has never caught up, lag {}", own.lag),
             _ => format!("{id} caught up {} ms ago, lag {}", behind_ms(own), own.lag),
         };
-        return Ok(Evidence::unhealthy(why).leading(leads));
+        return said(Evidence::unhealthy(why).leading(leads));
     }
-    Ok(Evidence::healthy().leading(leads))
+    said(Evidence::healthy().leading(leads))
+}
+
+/// Who they are by the topology's names; `None` where it numbers nobody.
+fn listed(voters: &[&Replica], ids: &[(NodeName, u64)]) -> Option<Listed> {
+    if ids.is_empty() {
+        return None;
+    }
+    let mut lists = Listed::default();
+    for voter in voters {
+        match ids.iter().find(|(_, id)| *id == voter.id) {
+            Some((name, _)) => drop(lists.members.insert(name.clone())),
+            None => lists.strangers.push(format!("controller {}", voter.id)),
+        }
+    }
+    Some(lists)
 }
 
 /// By the names of the columns: releases before 3.9 have no DirectoryId.
@@ -181,7 +194,7 @@ pub(super) enum Asked {
 pub(super) fn of_reply(bytes: &[u8], asked: Asked) -> Result<Evidence, String> {
     let text = std::str::from_utf8(bytes).map_err(|_| "does not answer with text".to_owned())?;
     match asked {
-        Asked::Quorum => judge_quorum(text, 1, 3),
+        Asked::Quorum => judge_quorum(text, 1, &[]),
         Asked::Replicas => {
             let (behind, leaderless) = text.split_once("\n\n").unwrap_or((text, ""));
             judge_isr(behind, leaderless, 1)
@@ -216,7 +229,7 @@ mod tests {
             (3, 250, Some(9000), "Follower"),
             (4, 0, Some(400), "Observer"),
         ]);
-        let evidence = |id| judge_quorum(&table, id, 3).expect("an answer");
+        let evidence = |id| judge_quorum(&table, id, &[]).expect("an answer");
         assert_eq!(evidence(1), Evidence::healthy().leading(true));
         assert_eq!(evidence(2), Evidence::healthy().leading(false));
         assert_eq!(evidence(3), Evidence::unhealthy("3 caught up 9000 ms ago, lag 250").leading(false));
@@ -228,24 +241,29 @@ mod tests {
     fn a_controller_without_a_majority_beside_it_proves_nothing() {
         let table = table(&[(1, 0, Some(0), "Leader"), (2, 0, Some(9000), "Follower"), (3, 9, None, "Follower")]);
         let few = Evidence::unknown("only 1 of 3 controllers have caught up");
-        assert_eq!(judge_quorum(&table, 1, 3), Ok(few.clone().leading(true)));
-        assert_eq!(judge_quorum(&table, 3, 3), Ok(few.leading(false)), "whoever votes is needed when so few have");
-        assert!(judge_quorum(&table, 4, 3).is_ok_and(|evidence| evidence.health != Health::Healthy), "not listed");
+        assert_eq!(judge_quorum(&table, 1, &[]), Ok(few.clone().leading(true)));
+        assert_eq!(judge_quorum(&table, 3, &[]), Ok(few.leading(false)), "whoever votes is needed when so few have");
+        assert!(judge_quorum(&table, 4, &[]).is_ok_and(|evidence| evidence.health != Health::Healthy), "not listed");
     }
 
     #[test]
-    fn controllers_that_nobody_declared_are_too_many() {
-        let rows = [1, 2, 3, 4].map(|id| (id, 0, Some(0), if id == 1 { "Leader" } else { "Follower" }));
-        let more = Evidence::unknown("the controllers are 4, the topology declares 3").leading(false);
-        assert_eq!(judge_quorum(&table(&rows), 2, 3), Ok(more));
-        assert_eq!(judge_quorum(&table(&rows), 2, 4), Ok(Evidence::healthy().leading(false)));
+    fn the_controllers_are_listed_by_the_names_of_the_topology() {
+        let mut rows = [1, 2, 3, 4].map(|id| (id, 0, Some(0), if id == 1 { "Leader" } else { "Follower" }));
+        rows[2] = (3, 9, None, "Observer");
+        let ids: Vec<_> = [1, 2, 3].map(|id| (NodeName::new(format!("kafka0{id}")), id)).to_vec();
+        let members = ["kafka01", "kafka02"].map(NodeName::from).into();
+        let lists = Some(Listed { members, strangers: vec!["controller 4".to_owned()] });
+        let healthy = Evidence::healthy().leading(false).listing(lists.clone());
+        assert_eq!(judge_quorum(&table(&rows), 2, &ids), Ok(healthy));
+        let observer = Evidence::unhealthy("3 is an observer, not a voter").leading(false).listing(lists);
+        assert_eq!(judge_quorum(&table(&rows), 3, &ids), Ok(observer), "who has no vote hears who has one");
     }
 
     #[test]
     fn the_table_of_an_older_kafka_has_no_directories() {
         let table = "NodeId\tLogEndOffset\tLag\tLastFetchTimestamp\tLastCaughtUpTimestamp\tStatus  \t\n\
                      1     \t11\t0\t1732000000000\t1732000000000\tLeader\t\n";
-        assert_eq!(judge_quorum(table, 1, 3), Ok(Evidence::healthy().leading(true)));
+        assert_eq!(judge_quorum(table, 1, &[]), Ok(Evidence::healthy().leading(true)));
     }
 
     #[test]
@@ -256,7 +274,7 @@ mod tests {
             "NodeId\tLag\tStatus\n1\t0\tLeader\n",
             "NodeId Lag LastCaughtUpTimestamp Status\n1 0\n",
         ] {
-            assert!(judge_quorum(text, 1, 3).is_err(), "{text:?}");
+            assert!(judge_quorum(text, 1, &[]).is_err(), "{text:?}");
         }
     }
 

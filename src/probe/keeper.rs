@@ -211,7 +211,10 @@ mod tests {
         assert_eq!(read_role("imok"), Err("does not answer mntr".to_owned()));
         let leader = Role::Leader { synced: 1 };
         let outside = whole(Role::Outside, &[leader, Role::Follower], 3);
-        assert!(matches!(outside, Ok(Evidence { health: Health::Unhealthy(_), leads: Some(false) })), "{outside:?}");
+        assert!(
+            matches!(outside, Ok(Evidence { health: Health::Unhealthy(_), leads: Some(false), .. })),
+            "{outside:?}"
+        );
         assert!(whole(Role::Outside, &[Role::Outside], 3).is_err(), "no quorum is seen: it may be anybody's fault");
         assert!(whole(Role::Outside, &[Role::Leader { synced: 0 }], 3).is_err());
     }

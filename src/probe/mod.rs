@@ -21,6 +21,7 @@ mod unit;
 mod vip;
 mod wire;
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use crate::fleet::schema::CheckKind;
@@ -41,6 +42,8 @@ pub struct Question {
     pub member: NodeName,
     /// Its number in the cluster's `ids`: by which Kafka knows it.
     pub id: Option<u64>,
+    /// The numbers of all members of the group that have one.
+    pub ids: Vec<(NodeName, u64)>,
     /// Its address on the check's network; with TLS, the name or address that its certificate must carry.
     pub address: String,
     /// Whether the asked member is this very node.
@@ -66,6 +69,8 @@ pub struct Question {
     /// All members of the group, in order of declaration, and their addresses on the check's network: some kinds
     /// compare what several say.
     pub members: Vec<(NodeName, String)>,
+    /// Those of them that the topology does not call active: whether they have a vote is for the service to say.
+    pub changing: Vec<NodeName>,
 }
 
 impl std::fmt::Debug for Question {
@@ -96,26 +101,42 @@ pub struct Evidence {
     pub health: Health,
     /// Whether this member leads its group, where the check can tell.
     pub leads: Option<bool>,
+    /// Who has a vote, where the check can tell.
+    pub lists: Option<Listed>,
+}
+
+/// Who has a vote in the service, by what the asked member says.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Listed {
+    /// Of the members in the question.
+    pub members: BTreeSet<NodeName>,
+    /// Those that are none of them, as the service calls them.
+    pub strangers: Vec<String>,
 }
 
 impl Evidence {
     pub fn healthy() -> Self {
-        Self { health: Health::Healthy, leads: None }
+        Self { health: Health::Healthy, leads: None, lists: None }
     }
 
     pub fn unhealthy(why: impl Into<String>) -> Self {
-        Self { health: Health::Unhealthy(why.into()), leads: None }
+        Self { health: Health::Unhealthy(why.into()), leads: None, lists: None }
     }
 
     /// Who leads is worth saying of a member that is unknown, too: it may be stopped, with the others' leave, and hands
     /// over before.
     pub fn unknown(why: impl Into<String>) -> Self {
-        Self { health: Health::Unknown(why.into()), leads: None }
+        Self { health: Health::Unknown(why.into()), leads: None, lists: None }
     }
 
     #[must_use]
     pub fn leading(self, leads: bool) -> Self {
         Self { leads: Some(leads), ..self }
+    }
+
+    #[must_use]
+    pub fn listing(self, lists: Option<Listed>) -> Self {
+        Self { lists, ..self }
     }
 }
 

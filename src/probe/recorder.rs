@@ -113,6 +113,7 @@ pub(super) mod tests {
             kind,
             member: NodeName::from(member),
             id: None,
+            ids: Vec::new(),
             address: "10.0.0.1".to_owned(),
             own: false,
             unit: UnitName::from("kafka.service"),
@@ -125,6 +126,7 @@ pub(super) mod tests {
             run: Vec::new(),
             timeout: Duration::from_secs(5),
             members: members.to_vec(),
+            changing: Vec::new(),
         }
     }
 

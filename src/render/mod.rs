@@ -29,6 +29,7 @@ use crate::fleet::{Cluster, Declared, Fleet, Group, Role, schema};
 use crate::lock::singleton;
 use crate::name::{ClusterName, CommitId, HostPath, NodeName, RepoPath, RoleName, SecretName, UnitName};
 use crate::probe::{Question, Tls};
+use crate::resource::action::Strike;
 use crate::resource::artifact::{Bucket, file_of, s3_address};
 use crate::resource::content::SecretUse;
 use crate::resource::file::{Policy, Validate};
@@ -40,12 +41,16 @@ use crate::secrets::{self, Opened, Unsealed};
 /// What a node must look like.
 pub struct Desired {
     pub node: NodeName,
+    /// As it is declared.
+    pub state: schema::Membership,
     /// `None`: a work tree that is not committed.
     pub commit: Option<CommitId>,
     /// In order of the roles, then of their manifests.
     pub resources: Vec<Placed>,
     /// Resources that cannot be written because a secret cannot be opened: their content has no bytes.
     pub sealed: Vec<Sealed>,
+    /// What this node does for members that are dead, which the repository alone does not tell.
+    pub strikes: Vec<Strike>,
 }
 
 pub struct Sealed {
@@ -141,9 +146,11 @@ impl<'a> Renderer<'a> {
             roles: spec.roles.iter().map(|instance| &instance.role.name).collect(),
             desired: Desired {
                 node: spec.node.name.clone(),
+                state: spec.node.state,
                 commit: self.fleet.commit.clone(),
                 resources: Vec::new(),
                 sealed: Vec::new(),
+                strikes: Vec::new(),
             },
             problems: Vec::new(),
         };
@@ -197,12 +204,20 @@ impl<'a> Renderer<'a> {
             return Err(problems.into_iter().map(|problem| for_nodes(problem, &node)).collect());
         }
         let ids = environment.cluster(&group.id.cluster()).map(|cluster| &cluster.ids);
+        let id_of = |member: &NodeName| ids.and_then(|ids| ids.get(member)).copied();
+        let numbered = group.members.iter().filter_map(|member| Some((member.clone(), id_of(member)?)));
+        let numbered: Vec<(NodeName, u64)> = numbered.collect();
+        let is_active =
+            |name: &&NodeName| environment.node(name).is_some_and(|node| node.state == schema::Membership::Active);
+        let changing: Vec<NodeName> = group.members.iter().filter(|name| !is_active(name)).cloned().collect();
         let ask = |(member, address): &(NodeName, String)| Question {
             member: member.clone(),
-            id: ids.and_then(|ids| ids.get(member)).copied(),
+            id: id_of(member),
+            ids: numbered.clone(),
             address: address.clone(),
             own: *member == spec.node.name,
             members: members.clone(),
+            changing: changing.clone(),
             ..question.question.clone()
         };
         Ok(members.iter().map(ask).collect())
@@ -738,6 +753,7 @@ impl<'p> Part<'p> {
         });
         let question = Question {
             id: None,
+            ids: Vec::new(),
             check: check.name.clone(),
             kind: check.kind,
             member: NodeName::new(""),
@@ -753,6 +769,7 @@ impl<'p> Part<'p> {
             run: check.run.iter().map(&mut string).collect(),
             timeout: Duration::from_secs(check.timeout_secs),
             members: Vec::new(),
+            changing: Vec::new(),
         };
         Prepared { network, question }
     }

@@ -3,6 +3,7 @@
 //! PURE. Never: runs anything.
 
 use super::Digest;
+use crate::name::{GroupId, NodeName};
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "kebab-case")]
@@ -36,6 +37,15 @@ impl ActionSpec {
         let rest = [self.creates.as_deref().unwrap_or("").as_bytes(), self.user.as_bytes(), self.on.as_bytes()];
         Digest::of_parts(lists.chain(rest))
     }
+}
+
+/// An action that takes the vote of a dead member.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Strike {
+    pub dead: NodeName,
+    pub groups: Vec<GroupId>,
+    /// As the dead node would run it.
+    pub action: ActionSpec,
 }
 
 /// Whether the world says that the action is needed.

@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use crate::clock::Clock;
 use crate::disk::DiskError;
+use crate::fleet::MemberChange;
 use crate::fleet::agents::{UNIT, Wanted, group_id};
 use crate::ledger::{Ledger, LedgerError};
 use crate::lock::protocol;
@@ -298,6 +299,7 @@ impl Updater {
             running: false,
             takes_node: false,
             start_secs_max: wanted.trial_secs,
+            change: MemberChange::None,
         };
         if let Entry::Deferred(because) = session.enter(&intent)? {
             return Ok(self.remember(because));

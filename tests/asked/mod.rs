@@ -54,6 +54,7 @@ pub fn question(kind: CheckKind, port: u16) -> Question {
         kind,
         member: NodeName::from("node01"),
         id: None,
+        ids: Vec::new(),
         address: "127.0.0.1".to_owned(),
         own: false,
         unit: UnitName::from("service.service"),
@@ -66,6 +67,7 @@ pub fn question(kind: CheckKind, port: u16) -> Question {
         run: Vec::new(),
         timeout: Duration::from_secs(5),
         members: Vec::new(),
+        changing: Vec::new(),
     }
 }
 

@@ -3,8 +3,8 @@
 use std::borrow::Cow;
 
 use converger::clock::SystemClock;
-use converger::fleet::Group;
 use converger::fleet::schema::Quorum;
+use converger::fleet::{Group, MemberChange};
 use converger::lock::session::{Circle, Intent, Session};
 use converger::lock::store::LockStore;
 use converger::lock::view;
@@ -21,6 +21,7 @@ pub fn group(id: &str, members: &[&str]) -> Group {
     Group {
         id: id.into(),
         members: members.iter().map(|name| NodeName::from(*name)).collect(),
+        changing: std::collections::BTreeMap::new(),
         quorum: Quorum::Majority,
         max_unavailable: 1,
         rank: Vec::new(),
@@ -72,6 +73,7 @@ impl Node {
             running,
             takes_node: false,
             start_secs_max: 30,
+            change: MemberChange::None,
         }
     }
 

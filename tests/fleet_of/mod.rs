@@ -5,7 +5,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use converger::fleet::schema::{EnvironmentFile, FleetFile, RoleFile, SecretsFile, TopologyFile, Variables, Version};
+use converger::fleet::schema::{
+    EnvironmentFile, FleetFile, Membership, RoleFile, SecretsFile, TopologyFile, Variables, Version,
+};
 use converger::fleet::select::{NodeSpec, select};
 use converger::fleet::tree::Tree;
 use converger::fleet::{Cluster, Declared, Environment, Fleet, Group, Node, Role, Secret, Tier};
@@ -136,10 +138,12 @@ fn fleet(tree: &Arc<Tree>) -> Fleet {
         let groups = entry.groups.iter().filter_map(|(group, said)| {
             let (role, meaning) =
                 entry.roles.iter().find_map(|role| Some((role, role_bodies.get(role)?.groups.get(group)?)))?;
-            let selected = members.iter().filter(|node| said.members.selects(node, &|_| false));
+            let selected: Vec<&&Node> = members.iter().filter(|node| said.members.selects(node, &|_| false)).collect();
+            let changing = selected.iter().filter(|node| node.state != Membership::Active);
             Some(Group {
                 id: GroupId::of(&name, group),
-                members: selected.map(|node| node.name.clone()).collect(),
+                members: selected.iter().map(|node| node.name.clone()).collect(),
+                changing: changing.map(|node| (node.name.clone(), node.state)).collect(),
                 quorum: said.quorum,
                 max_unavailable: said.max_unavailable,
                 rank: said.rank.clone(),

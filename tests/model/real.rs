@@ -7,8 +7,8 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::rc::Rc;
 
-use converger::fleet::Group;
-use converger::fleet::schema::Quorum;
+use converger::fleet::schema::{Membership, Quorum};
+use converger::fleet::{Group, MemberChange};
 use converger::lock::keys::Keys;
 use converger::lock::machine::{self, Action, Event, Phase};
 use converger::lock::protocol::{self, Declared};
@@ -153,6 +153,7 @@ impl Real {
         Group {
             id: id(def.id),
             members: members.map(|n| self.names[n].clone()).collect(),
+            changing: BTreeMap::new(),
             quorum: if def.majority { Quorum::Majority } else { Quorum::None },
             max_unavailable: def.at_a_time + usize::from(self.is(Mutant::OneLaneMore)),
             rank: Vec::new(),
@@ -230,6 +231,7 @@ impl Real {
             boot_id: String::new(),
             reason: String::new(),
             since: jiff::Timestamp::UNIX_EPOCH,
+            change: MemberChange::None,
         })
     }
 
@@ -340,6 +342,7 @@ impl Real {
                 seq: seq(node.target),
                 members,
                 running: node.runs(),
+                change: MemberChange::None,
                 holds: held(Group::ids(group).collect()),
                 conflicting: held(group.conflicts.iter().collect()),
                 proven: proved.collect(),
@@ -392,6 +395,8 @@ impl Real {
         let wants = self.config.ordered && node.on && node.target != node.live && node.target == s.nodes[me].target;
         Member {
             name: name.clone(),
+            state: Membership::Active,
+            lists: None,
             health: match node.svc {
                 Svc::Up => Health::Healthy,
                 Svc::Sick => Health::Unhealthy("sick".into()),

@@ -5,6 +5,7 @@
 #   etcd-member promote       make this learner a voter as soon as it has caught up
 #   etcd-member votes         exit 0 if the cluster lists this node as a voter
 #   etcd-member remove NAME   strike NAME off the list; nothing to do if it is not on it
+#   etcd-member gone NAME     exit 0 if the cluster answers and does not list NAME
 set -euo pipefail
 
 name={{ node.name }}
@@ -69,8 +70,11 @@ remove)
   [ -n "$id" ] || { echo "$2 is not listed"; exit 0; }
   patiently ctl "$members" member remove "$id"
   ;;
+gone)
+  listed | awk -F, -v name="${2:?name of the member}" '$3 == name { found = 1 } END { exit found }'
+  ;;
 *)
-  sed -n '2,7s/^# \{0,1\}//p' "$0" >&2
+  sed -n '2,8s/^# \{0,1\}//p' "$0" >&2
   exit 2
   ;;
 esac

@@ -230,8 +230,7 @@ impl<'a, 't> Check<'a, 't> {
             let label = "expected one of `join`, `drain`, `leave`";
             self.problems.push(problem.at(document.value(&place("on")), label));
         }
-        // A membership change asks the service itself whether it is done.
-        if action.creates.is_none() && action.unless.is_empty() && action.on.is_empty() {
+        if action.creates.is_none() && action.unless.is_empty() {
             let title = format!("action {} does not say how to tell that it is done", action.name);
             let problem = document.error(rule::ACTION_WITHOUT_GUARD, title);
             self.problems.push(problem.at(document.value(&place("name")), "neither creates nor unless"));
