@@ -29,7 +29,7 @@ test-platform: setup ## The real servers' own checks on every rendered file
 	@rm -rf target/rendered && target/debug/converger --repo repo-template render --all --out target/rendered
 	tests/platform/run target/rendered
 
-test-gates: setup ## Patroni, ZooKeeper and Kafka clusters for real, asked by the checks (root; about five minutes, 2 GB of memory)
+test-gates: setup ## Patroni, ZooKeeper and Kafka clusters for real, asked by the checks, and Kafka's voters changed by the role (root; about eight minutes, 3 GB of memory)
 	tools/gate-servers
 	cargo test --locked --test gates -- --include-ignored --test-threads=1
 

@@ -7,6 +7,8 @@
 
 mod asked;
 mod machine;
+#[path = "gates/voters.rs"]
+mod voters;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -21,7 +23,7 @@ use std::time::{Duration, Instant};
 use asked::*;
 use converger::fleet::schema::CheckKind;
 use converger::name::NodeName;
-use converger::probe::{Evidence, Health, LiveProbe, Probe, Question, Ran};
+use converger::probe::{Evidence, Health, Listed, LiveProbe, Probe, Question, Ran};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 

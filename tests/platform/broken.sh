@@ -51,7 +51,7 @@ check_broken() {
   if node=$(first_with etc/kafka/server.properties) && [ -n "$node" ]; then
     broken "server.properties: comment after a number" "$node" /etc/kafka/server.properties 's/^log.retention.hours=.*/& # a week/'
     broken "server.properties: role that does not exist" "$node" /etc/kafka/server.properties 's/^process.roles=.*/process.roles=broker,manager/'
-    broken "server.properties: controller that is no voter" "$node" /etc/kafka/server.properties 's/^node.id=.*/node.id=99/'
+    broken "server.properties: controller without its listener" "$node" /etc/kafka/server.properties 's/^\(listeners=.*\),CONTROLLER:.*/\1/'
     broken "server.properties: listener without a protocol" "$node" /etc/kafka/server.properties 's/CLIENT:SSL,//'
     sed 's/^replica.fetch.max.bytes/replica.fetch.max.byte/' "$rendered/$node/etc/kafka/server.properties" >"$work/typo.properties"
     refuse "server.properties: unknown name" kafka_names "$work/typo.properties"

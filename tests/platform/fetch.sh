@@ -37,18 +37,19 @@ LIST
 
 fetch_kafka() { # -> $kafka: a folder as an unpacked distribution has it
   kafka=$cache/kafka-3.9.0
-  [ ! -e "$kafka/complete" ] || return 0
-  say "fetching Kafka 3.9.0's jars into $kafka"
-  rm -rf "$kafka"
-  mkdir -p "$kafka/bin"
-  mvn -B -q org.apache.maven.plugins:maven-dependency-plugin:3.6.1:copy-dependencies -f "$here/kafka/pom.xml" \
-    -DincludeScope=runtime -DoutputDirectory="$kafka/libs"
+  if [ ! -e "$kafka/complete" ]; then
+    say "fetching Kafka 3.9.0's jars into $kafka"
+    rm -rf "$kafka"
+    mkdir -p "$kafka/bin"
+    mvn -B -q org.apache.maven.plugins:maven-dependency-plugin:3.6.1:copy-dependencies -f "$here/kafka/pom.xml" \
+      -DincludeScope=runtime -DoutputDirectory="$kafka/libs"
+  fi
   local script class
   while read -r script class; do
     cat >"$kafka/bin/$script" <<SCRIPT
 #!/bin/bash
-# What the distribution's script of this name comes down to.
-exec java \${KAFKA_HEAP_OPTS:--Xmx256m} \$KAFKA_JVM_PERFORMANCE_OPTS -Dkafka.logs.dir=\${LOG_DIR:-/tmp} \$KAFKA_LOG4J_OPTS \$KAFKA_OPTS \\
+# What the distribution's script of this name comes down to; tools live too short to be optimized.
+exec java \${KAFKA_HEAP_OPTS:--Xmx256m} \${KAFKA_JVM_PERFORMANCE_OPTS:--XX:TieredStopAtLevel=1 -XX:+UseSerialGC} -Dkafka.logs.dir=\${LOG_DIR:-/tmp} \$KAFKA_LOG4J_OPTS \$KAFKA_OPTS \\
   -cp "\$(dirname "\$0")/../libs/*" $class "\$@"
 SCRIPT
     chmod 755 "$kafka/bin/$script"
@@ -57,6 +58,7 @@ kafka-server-start.sh kafka.Kafka
 kafka-storage.sh kafka.tools.StorageTool
 kafka-topics.sh org.apache.kafka.tools.TopicCommand
 kafka-metadata-quorum.sh org.apache.kafka.tools.MetadataQuorumCommand
+kafka-reassign-partitions.sh org.apache.kafka.tools.reassign.ReassignPartitionsCommand
 LIST
   touch "$kafka/complete"
 }

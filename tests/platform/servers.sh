@@ -135,14 +135,12 @@ JAVA
 }
 
 check_kafka() {
-  local all node id brokers=() cluster voter
+  local all node brokers=() voter member=/usr/local/libexec/datalyptica/kafka-member
   mapfile -t all < <(with etc/kafka/server.properties)
   [ ${#all[@]} -gt 0 ] || return 0
   for node in "${all[@]}"; do
     expect "$node: Kafka knows every name in server.properties" kafka_names "$rendered/$node/etc/kafka/server.properties"
   done
-  cluster=$(python3 -c 'import sys, tomllib; print(tomllib.load(open(sys.argv[1], "rb"))["kafka"]["cluster_id"])' \
-    "$repo/repo-template/roles/kafka/defaults.toml")
   # The voters and one that is a broker only.
   for node in "${all[@]}"; do
     [ "$(kafka_property "$node" process.roles)" = broker,controller ] && brokers+=("$node")
@@ -151,8 +149,7 @@ check_kafka() {
     [ "$(kafka_property "$node" process.roles)" = broker ] && { brokers+=("$node"); break; }
   done
   for node in "${brokers[@]}"; do
-    expect "$node: the storage is formatted as the action does it" on "$node" kafka $bin/kafka-storage.sh format \
-      --cluster-id "$cluster" --config /etc/kafka/server.properties
+    expect "$node: the storage is formatted as the action does it" on "$node" kafka $member format
     expect "$node: which makes what the action says" test -s "$work/$node/root/data/kafka/logs/meta.properties"
   done
   expect "${brokers[0]}: server.properties, once formatted" judge "${brokers[0]}" /etc/kafka/server.properties
@@ -164,6 +161,10 @@ check_kafka() {
   done
   expect "$voter: a topic with three replicas" soon 30 kafka_topics "$voter" --create --if-not-exists --topic t1 --partitions 8 --replication-factor 3
   expect "${brokers[-1]}: no partition lacks a replica" soon 30 no_output kafka_topics "${brokers[-1]}" --describe --under-replicated-partitions
+  for node in "${brokers[@]}"; do expect "$node: kafka-member votes" on "$node" kafka $member votes; done
+  expect "$voter: a broker only is no voter" on "$voter" kafka $member gone "${brokers[-1]}"
+  refuse "$voter: one that votes is not gone" on "${brokers[-1]}" kafka $member gone "$voter"
+  refuse "$voter: kafka-member drain, while there are replicas" on "$voter" kafka $member drain
   expect "$voter: logs are for the log shipper's group" bash -c "[ \"\$(stat -c '%a' '$work/$voter/root/var/log/datalyptica/kafka/server.log')\" = 640 ]"
   # The broker, then a voter, while a quorum is left; without one a broker waits minutes for somebody to take leave of.
   for node in "${brokers[-1]}" "$voter"; do stop "$node" kafka; done
