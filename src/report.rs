@@ -317,39 +317,40 @@ impl Report {
 }
 
 impl Report {
-    /// Without control characters: whoever writes a report could otherwise steer the terminal that shows it.
-    fn harmless(mut self) -> Self {
-        let clean = |text: &mut String| {
-            if text.contains(|c: char| c.is_control() && c != '\n') {
-                *text = text.replace(|c: char| c.is_control() && c != '\n', "\u{fffd}");
-            }
-        };
-        for at in self.applied.iter_mut().chain(&mut self.target) {
-            clean(&mut at.subject);
-            at.subject = at.subject.replace('\n', " ");
+    /// As somebody else wrote it. Without control characters, wherever they stand: whoever writes a report could otherwise
+    /// steer the terminal that shows it. What is one line stays one.
+    fn of_peer(bytes: &[u8]) -> Option<Self> {
+        let mut value = serde_json::from_slice(bytes).ok()?;
+        make_legible(&mut value);
+        let mut report: Self = serde_json::from_value(value).ok()?;
+        for at in report.applied.iter_mut().chain(&mut report.target) {
             at.commit = CommitId::new(at.commit.as_str().replace(|c: char| !c.is_ascii_hexdigit(), "?"));
+            at.subject = at.subject.replace('\n', " ");
         }
-        for ending in &mut self.certificates {
-            ending.secret = SecretName::new(ending.secret.as_str().replace(char::is_control, "\u{fffd}"));
+        let notes =
+            report.notes.iter_mut().flat_map(|note| [&mut note.batch, &mut note.reason, &mut note.because.reason]);
+        for text in notes.chain(&mut report.warnings).chain([&mut report.reason, &mut report.agent]) {
+            *text = text.replace('\n', " ");
         }
-        clean(&mut self.reason);
-        clean(&mut self.sentence);
-        clean(&mut self.ends);
-        if let Some(pause) = &mut self.pause {
-            clean(&mut pause.reason);
-            clean(&mut pause.by);
+        Some(report)
+    }
+}
+
+/// All texts in it, keys included; line feeds stay.
+fn make_legible(value: &mut serde_json::Value) {
+    use serde_json::Value;
+    let steers = |c: char| c.is_control() && c != '\n';
+    match value {
+        Value::String(text) if text.contains(steers) => *text = text.replace(steers, "\u{fffd}"),
+        Value::Array(all) => all.iter_mut().for_each(make_legible),
+        Value::Object(fields) => {
+            let all = std::mem::take(fields).into_iter().map(|(key, mut value)| {
+                make_legible(&mut value);
+                (key.replace(char::is_control, "\u{fffd}"), value)
+            });
+            *fields = all.collect();
         }
-        self.warnings.iter_mut().for_each(clean);
-        for note in &mut self.notes {
-            for text in [&mut note.batch, &mut note.reason, &mut note.because.sentence, &mut note.because.ends] {
-                clean(text);
-            }
-            let Because { group, holders, .. } = &mut note.because;
-            let plain = |text: &str| text.replace(char::is_control, "\u{fffd}");
-            holders.iter_mut().for_each(|holder| *holder = NodeName::new(plain(holder.as_str())));
-            *group = group.take().map(|group| GroupId::new(plain(group.as_str())));
-        }
-        self
+        _ => {}
     }
 }
 
@@ -378,11 +379,15 @@ pub fn collect(store: &dyn LockStore) -> Result<(BTreeMap<NodeName, Report>, Vec
     let mut unreadable = Vec::new();
     for entry in &snapshot.entries {
         let Some(node) = entry.key.strip_prefix("n/").and_then(|rest| rest.strip_suffix("/report")) else { continue };
+        // A node may write whatever keys below its own.
+        if node.contains(|c: char| c == '/' || c.is_control()) {
+            continue;
+        }
         let node = NodeName::new(node);
-        match serde_json::from_slice::<Report>(&entry.value) {
+        match Report::of_peer(&entry.value) {
             // The key says whose it is, whatever the value claims.
-            Ok(report) => drop(reports.insert(node.clone(), Report { node, ..report }.harmless())),
-            Err(_) => unreadable.push(node),
+            Some(report) => drop(reports.insert(node.clone(), Report { node, ..report })),
+            None => unreadable.push(node),
         }
     }
     Ok((reports, unreadable))
@@ -400,8 +405,16 @@ mod tests {
         report.target = Some(At { commit: CommitId::from("zz\u{7}"), seq: 1, subject: "a\n\u{1b}]0;b".to_owned() });
         report.certificates =
             vec![Ending { secret: SecretName::from("a\u{1b}[1m\nb"), expires: Timestamp::UNIX_EPOCH }];
-        let report = report.harmless();
-        assert!(!report.certificates[0].secret.as_str().contains(char::is_control));
+        let because = Because::new(reason::DEGRADED, Some(&"a.\u{1b}b".into()), "\u{1b}[2J".to_owned());
+        let because = Because { reason: "\u{1b}x\ny".to_owned(), holders: vec!["n\u{7}".into()], ..because };
+        report.notes = vec![Note::new("\u{1b}a", because)];
+        report.agent = "1\n\u{1b}2".to_owned();
+        report.proven.insert("g.\u{1b}".into(), Proof { seq: 1 });
+        let report = Report::of_peer(&serde_json::to_vec(&report).unwrap()).unwrap();
+        let text = serde_json::to_string(&report).unwrap();
+        assert!(!text.contains("\\u00") && !text.contains(char::is_control), "{text}");
+        assert!(!report.agent.contains('\n') && !report.notes[0].because.reason.contains('\n'));
+        assert!(!report.certificates[0].secret.as_str().contains('\u{1b}'));
         let target = report.target.unwrap();
         for text in [report.sentence.as_str(), target.subject.as_str(), target.commit.as_str()] {
             assert!(!text.contains(char::is_control), "{text:?}");

@@ -18,7 +18,7 @@ use converger::clock::Clock;
 use converger::host::HostError;
 use converger::host::guard::{self, Guard};
 use converger::lock::fake::FakeStore;
-use converger::lock::singleton::{GRANTS, Grant, Singleton, Wish, drop_in};
+use converger::lock::singleton::{GRANTS, Grant, Holder, Singleton, Wish, drop_in};
 use converger::lock::store::{Condition, LockStore, Outcome, Snapshot, StoreError, Transaction, Watch, Write};
 use converger::name::{NodeName, UnitName};
 use converger::resource::unit::Active;
@@ -526,6 +526,34 @@ fn a_planned_move_takes_a_stop_and_a_start_and_no_lease() {
     run_for(5 + STOP_SECS_MAX + 1 + 5);
     let runners = world.runners();
     assert!(runners.len() == 1 && runners[0] != holder, "{runners:?} after {holder}");
+}
+
+/// A holder may be frozen after its write and before systemd has the new timer: until then the others go by the old one.
+#[test]
+fn a_shorter_lease_counts_when_systemd_goes_by_it() {
+    let world = World::new(6);
+    *world.calm.lock().unwrap() = true;
+    let follow = |lease_secs: u64| {
+        for post in &world.posts {
+            post.lock().unwrap().as_mut().unwrap().wish(Singleton { lease_secs, ..singleton() }, Wish::Run);
+        }
+    };
+    let written = || {
+        let (key, before) = (singleton().key(), world.store.read(&["single/"]).unwrap().revision);
+        loop {
+            world.tick();
+            let snapshot = world.store.read(&["single/"]).unwrap();
+            let entry = snapshot.get(&key).filter(|entry| entry.mod_revision > before);
+            if let Some(holder) = entry.and_then(Holder::of) {
+                return holder.lease_secs;
+            }
+        }
+    };
+    follow(10 * LEASE_SECS);
+    (0..3_000).for_each(|_| world.tick());
+    assert_eq!((written(), world.runners().len()), (10 * LEASE_SECS, 1));
+    follow(LEASE_SECS);
+    assert_eq!([written(), written()], [10 * LEASE_SECS, LEASE_SECS]);
 }
 
 #[test]

@@ -164,6 +164,8 @@ impl<'a> Picture<'a> {
             ("paused", yellow),
             ("failed", red),
             ("refused", red),
+            ("stale-source", red),
+            ("forked-source", red),
             ("unreachable", red),
             ("not-in-topology", red),
             ("silent", red),

@@ -252,8 +252,8 @@ rules! {
         "A command has no words.",
         "Write it as a list: [\"program\", \"argument\"].";
     SINGLETON_LEASE = "singleton-lease",
-        "A singleton's lease is missing, or too short for its stop to fit into the last third.",
-        "Raise `lease_secs` to three times `stop_secs_max` or more, and to 15 at least.";
+        "A singleton's lease is missing, longer than a day, or too short for its stop to fit into the last third.",
+        "Let `lease_secs` be three times `stop_secs_max` or more, at least 15, and a day (86,400) at most.";
     SINGLETON = "singleton",
         "A singleton is declared so that one node of a cluster could not run it alone.",
         "Let it be a service of a role that clusters bring: not enabled, in no group, without steps.";

@@ -153,6 +153,13 @@ pub fn reinit(restored: &Restored<'_>, statement: &Statement, audit: Key) -> Res
         } else if by_node.insert(node, export).is_some() {
             problems.push(format!("{node} is exported twice: keep the newer one"));
         }
+        let foreign = export.holds.iter().filter(|hold| hold.node != *node || hold.group.as_str().contains('/'));
+        for hold in foreign {
+            problems.push(format!(
+                "the export of {node} names a hold of {} on {}: no node speaks for another",
+                hold.node, hold.group
+            ));
+        }
         if dead.contains(node) {
             problems.push(format!("{node} has an export, so its machine is not off: leave out --dead {node}"));
         }
@@ -189,7 +196,8 @@ pub fn reinit(restored: &Restored<'_>, statement: &Statement, audit: Key) -> Res
     let meta = Meta { fleet: (*fleet).to_owned(), epoch, schema: SCHEMA, store: (*identity).to_owned() };
     let statement = json(serde_json::to_vec(statement));
     let declared = dead.iter().map(|node| Write::Put(protocol::dead_key(node), statement.clone()));
-    let last = [Write::Put(META.to_owned(), json(serde_json::to_vec(&meta))), Write::Put(audit, statement.clone())];
+    // The epoch is the very last: whatever follows it would be refused, because it moved.
+    let last = [Write::Put(audit, statement.clone()), Write::Put(META.to_owned(), json(serde_json::to_vec(&meta)))];
     let (said, last) = (declared.collect::<Vec<_>>(), Vec::from(last));
     let writes: Vec<Write> = puts.chain(deletes).chain(said).chain(last).collect();
     Ok(Reinit {
@@ -345,9 +353,17 @@ mod tests {
         assert_eq!((found.epoch, &found.holds, &found.dropped), (5, &vec![armed], &vec![stale, dead]));
         let [step] = &found.steps[..] else { panic!("{:?}", found.steps) };
         let keys: Vec<&str> = step.iter().map(Write::key).collect();
-        assert_eq!(keys, ["hold/g/0/a", "hold/g/0/b", "hold/g/0/c", "dead/c", "meta", "audit/x"]);
+        assert_eq!(keys, ["hold/g/0/a", "hold/g/0/b", "hold/g/0/c", "dead/c", "audit/x", "meta"]);
         let freeze = Condition::ModifiedAt("freeze/fleet".into(), 6);
         assert_eq!(found.transaction(step, 8).when[0], freeze, "nobody lifts it meanwhile");
+    }
+
+    /// An export comes from a machine that may be somebody else's by now.
+    #[test]
+    fn an_export_speaks_for_its_own_node_only() {
+        let forged = hold("b", HoldPhase::Armed, 50);
+        let found = reinit_of(&[], &[export("a", 4, &[forged]), export("b", 2, &[])]);
+        assert!(found.is_err_and(|problems| problems.join(";").contains("names a hold of b")));
     }
 
     /// More than one transaction takes: nobody believes the store before the last one, and nobody else writes in between.

@@ -118,7 +118,12 @@ pub fn hold_of(entry: &Entry, group: &GroupId) -> Hold {
     let lane = parts.next().and_then(|lane| lane.parse().ok()).unwrap_or(0);
     match serde_json::from_slice::<Hold>(&entry.value) {
         // The key says whose it is, whatever the value claims.
-        Ok(hold) => Hold { node, lane, group: group.clone(), ..hold },
+        Ok(hold) => {
+            // For people, whose terminal nobody shall steer.
+            let legible = |text: String| text.replace(char::is_control, "\u{fffd}");
+            let units = hold.units.into_iter().map(legible).collect();
+            Hold { node, lane, group: group.clone(), units, reason: legible(hold.reason), ..hold }
+        }
         Err(_) => Hold {
             group: group.clone(),
             lane,

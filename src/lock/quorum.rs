@@ -286,7 +286,8 @@ fn spare(s: &Situation<'_>, others: &[&Hold]) -> Result<Ground, Box<Because>> {
         return Ok(Ground::Down);
     }
     let id = &s.group.id;
-    if let Some(difference) = membership::difference(&s.members) {
+    // Where no majority is promised it matters to nobody who else has a vote.
+    if let Some(difference) = membership::difference(&s.members).filter(|_| s.group.quorum == Quorum::Majority) {
         let sentence = format!("the service of {} knows other members than the topology: {difference}", id.short());
         return Err(Box::new(Because::new(reason::MEMBERSHIP_DIFFERS, Some(id), sentence)));
     }

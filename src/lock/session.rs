@@ -335,16 +335,14 @@ impl<'a> Session<'a> {
         let held: Vec<GroupId> = record.holds.iter().map(|(hold, _)| hold.group.clone()).collect();
         let circles: Vec<&Circle<'_>> = self.circles.iter().filter(|circle| circle.is_of(&held)).collect();
         let covered: Vec<&Group> = circles.iter().map(|circle| &*circle.group).collect();
-        let asks = recovery::asks(record, self.myself(), &covered);
+        let asks = match recovery::asks(record, self.myself(), &covered) {
+            // It is armed anew, so the hold must still be there.
+            Asks::Nobody if !intent.change.is_none() => Asks::Store,
+            asks => asks,
+        };
         let another = record.commit != self.commit;
         let mut record = recovery::repairing(record.clone(), self.myself());
         record.holds.iter_mut().for_each(|(hold, _)| hold.change.clone_from(&intent.change));
-        // The others were counted for something else, or for an attempt that failed.
-        if !intent.change.is_none()
-            && let Err(because) = self.armed_again(&record, intent)
-        {
-            return Ok(Entry::Deferred(*because));
-        }
         record.lanes = record.lanes.max(recovery::lanes(covered.iter().copied()));
         match asks {
             Asks::Nobody => {}
@@ -374,6 +372,12 @@ impl<'a> Session<'a> {
                 }
                 record.holds = recovery::still_ours(&record.holds, self.me, &snapshot);
             }
+        }
+        // The others were counted for something else, or for an attempt that failed.
+        if !intent.change.is_none()
+            && let Err(because) = self.armed_again(&record, intent)
+        {
+            return Ok(Entry::Deferred(*because));
         }
         if let (Ok(store), true) = (&self.store, another && asks != Asks::Retargets) {
             let _ = store.commit(&protocol::retold(&record.holds, self.me)); // for people: nobody else can hold it

@@ -18,8 +18,11 @@ use crate::name::{ClusterName, NodeName, UnitName};
 pub struct Lease(Duration);
 
 impl Lease {
+    /// The longest there is: `check` refuses more, and a key may say anything.
+    pub const SECS_MAX: u64 = 86_400;
+
     pub fn of_secs(secs: u64) -> Self {
-        Self(Duration::from_secs(secs))
+        Self(Duration::from_secs(secs.min(Self::SECS_MAX)))
     }
 
     /// A grant ends this long after it was asked for.

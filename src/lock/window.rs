@@ -35,7 +35,8 @@ pub fn closed(clusters: &[(ClusterName, &[Window])], now: Timestamp) -> Option<B
 pub fn outside(closed: Option<&Because>, verdict: Verdict, situation: &Situation<'_>) -> Verdict {
     let Some(closed) = closed else { return verdict };
     let bound = match &verdict {
-        Verdict::Go { ground: Ground::Spared, .. } => true,
+        // What does not run is not taken away by what becomes of its vote.
+        Verdict::Go { ground: Ground::Spared, .. } => situation.running,
         Verdict::Wait(because) => {
             situation.running && [reason::ORDER, reason::AFTER_CLUSTER].contains(&because.reason())
         }

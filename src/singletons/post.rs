@@ -24,6 +24,8 @@ pub struct Post {
     known: Known,
     /// When the last write that counts was sent.
     granted: Option<Duration>,
+    /// The lease by which systemd stops the unit, while there is a grant.
+    armed_secs: u64,
     down_since: Option<Duration>,
     /// What the key was last written with.
     theirs: Lease,
@@ -47,6 +49,7 @@ impl Post {
     pub fn new(singleton: Singleton, wish: Wish) -> Self {
         Self {
             theirs: singleton.lease(),
+            armed_secs: singleton.lease_secs,
             singleton,
             wish,
             known: Known::default(),
@@ -244,7 +247,11 @@ impl Post {
             mark: mark.clone(),
             free: says == Says::Free,
             nobodys: says == Says::Nobodys,
-            lease_secs: self.singleton.lease_secs,
+            // Until systemd goes by a shorter one, the others wait for the longer.
+            lease_secs: match self.granted {
+                Some(_) => self.singleton.lease_secs.max(self.armed_secs),
+                None => self.singleton.lease_secs,
+            },
             since,
         };
         // A node that was declared dead takes nothing; what it has it may keep.
@@ -287,6 +294,7 @@ impl Post {
             return;
         }
         self.granted = Some(grant.sent());
+        self.armed_secs = grant.singleton.lease_secs;
         if is_new {
             // It was no fault that it was down before.
             self.down_since = None;

@@ -40,6 +40,40 @@ id_of() { # NAME PEER_URL
   listed | awk -F, -v name="$1" -v url="$2" '($3 != "" && $3 == name) || $4 == url { print $1; exit }'
 }
 
+# A member that was added and never started is listed by its address alone.
+url_of() { # NAME
+  case $1 in
+{%- for peer in cluster.nodes %}
+  {{ peer.name }}) echo https://{{ peer.fqdn }}:2380 ;;
+{%- endfor %}
+  esac
+}
+
+votes() {
+  listed | awk -F, -v url="$peer_url" '$4 == url && $6 == "false" { found = 1 } END { exit !found }'
+}
+
+# Each looks before it asks: an answer that was lost is no failure.
+add() {
+  local id
+  id=$(id_of "$name" "$peer_url") || return
+  [ -n "$id" ] || ctl "$members" member add "$name" --learner --peer-urls "$peer_url"
+}
+
+promote() {
+  local id
+  if votes; then return 0; fi
+  id=$(id_of "$name" "$peer_url") || return
+  # Also refused while the learner is behind its leader.
+  [ -n "$id" ] && ctl "$members" member promote "$id"
+}
+
+remove() { # NAME
+  local id
+  id=$(id_of "$1" "$(url_of "$1")") || return
+  [ -z "$id" ] || ctl "$members" member remove "$id"
+}
+
 # One line for each endpoint that answers: ENDPOINT,ID,VERSION,SIZE,LEADER,LEARNER,...
 status() { ctl "$1" endpoint status 2>/dev/null | sed 's/, /,/g' || true; }
 
@@ -53,25 +87,20 @@ yield)
   ;;
 add)
   [ "$state" = joining ] || { echo "$name is not joining"; exit 0; }
-  [ -z "$(id_of "$name" "$peer_url")" ] || { echo "$name is listed"; exit 0; }
-  patiently ctl "$members" member add "$name" --learner --peer-urls "$peer_url"
+  patiently add
   ;;
 votes)
-  listed | awk -F, -v url="$peer_url" '$4 == url && $6 == "false" { found = 1 } END { exit !found }'
+  votes
   ;;
 promote)
-  id=$(id_of "$name" "$peer_url")
-  [ -n "$id" ] || { echo "$name is not listed" >&2; exit 1; }
-  # Also refused while the learner is behind its leader.
-  patiently ctl "$members" member promote "$id"
+  patiently promote
   ;;
 remove)
-  id=$(id_of "${2:?name of the member}" "")
-  [ -n "$id" ] || { echo "$2 is not listed"; exit 0; }
-  patiently ctl "$members" member remove "$id"
+  patiently remove "${2:?name of the member}"
   ;;
 gone)
-  listed | awk -F, -v name="${2:?name of the member}" '$3 == name { found = 1 } END { exit found }'
+  id=$(id_of "${2:?name of the member}" "$(url_of "$2")")
+  [ -z "$id" ]
   ;;
 *)
   sed -n '2,8s/^# \{0,1\}//p' "$0" >&2

@@ -11,6 +11,7 @@ use crate::fleet::load::{Document, Documents};
 use crate::fleet::schema::{self, CheckKind};
 use crate::fleet::selector::Selector;
 use crate::fleet::{Node, Role, agents, rule};
+use crate::lock::singleton::Lease;
 use crate::name::{NodeName, RoleName, SecretName, UnitName};
 use crate::resource::action::Scope;
 use crate::resource::{Id, Kind};
@@ -194,6 +195,10 @@ impl<'a, 't> Check<'a, 't> {
             (true, Some(lease)) if lease < LEASE_SECS_MIN => {
                 let title = format!("a lease of {lease} s is too short for {name} to be renewed in time");
                 Some(("lease_secs", title, format!("must be {LEASE_SECS_MIN} or more")))
+            }
+            (true, Some(lease)) if lease > Lease::SECS_MAX => {
+                let title = format!("a lease of {lease} s: so long would nobody run {name} after a failure");
+                Some(("lease_secs", title, format!("must be {} or less", Lease::SECS_MAX)))
             }
             _ => None,
         };
