@@ -159,9 +159,10 @@ impl Life {
         let life = self.clone();
         let keep = move || {
             let mut beats = life.beats();
+            // The first one is the agent's own, before its first run.
             while !beats.is_over {
-                life.beat_of(&mut beats);
                 beats = life.ends.wait_timeout(beats, looks).unwrap_or_else(PoisonError::into_inner).0;
+                life.beat_of(&mut beats);
             }
         };
         if let Err(error) = std::thread::Builder::new().name("beats".to_owned()).spawn(keep) {
