@@ -93,6 +93,10 @@ impl Etcd {
 
     pub fn signal(&self, signal: Signal) {
         kill(Pid::from_raw(i32::try_from(self.child.id()).unwrap()), signal).unwrap();
+        // Threads stop one by one, on a loaded machine after an answer or two.
+        while signal == Signal::SIGSTOP && !is_stopped(self.child.id()) {
+            std::thread::yield_now();
+        }
     }
 
     pub fn kill(&mut self) {
@@ -181,4 +185,11 @@ pub fn kind_of_user(etcd: &Etcd, ca: &Ca, files: &(PathBuf, PathBuf)) -> StoreKi
         cert: Some(files.0.clone()),
         key: Some(files.1.clone()),
     }
+}
+
+/// Each of its threads is (proc_pid_stat(5): the state follows the name in brackets).
+fn is_stopped(process: u32) -> bool {
+    let threads = std::fs::read_dir(format!("/proc/{process}/task")).unwrap();
+    let mut states = threads.filter_map(|thread| std::fs::read_to_string(thread.ok()?.path().join("stat")).ok());
+    states.all(|stat| stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('T')))
 }
