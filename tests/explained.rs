@@ -203,6 +203,22 @@ fn first_alone() -> Because {
     because
 }
 
+/// Its vote goes, and the member went before.
+#[test]
+fn a_window_does_not_keep_what_does_not_run_from_leaving() {
+    let windows: [Window; 1] = ["Sun 02:00-04:00".parse().unwrap()];
+    let closed = window::closed(&[(ClusterName::from("web"), &windows[..])], time(1_700_000_000)).unwrap();
+    for running in [true, false] {
+        let go = Verdict::Go { lane: 0, ground: quorum::Ground::Spared };
+        let mut told = None;
+        situation(|s| {
+            (s.running, s.change) = (running, MemberChange::Leaves);
+            told = Some(window::outside(Some(&closed), go, s));
+        });
+        assert_eq!(matches!(told, Some(Verdict::Go { .. })), !running);
+    }
+}
+
 fn of_the_windows() -> Vec<(&'static str, Because)> {
     let windows: [Window; 1] = ["Sun 02:00-04:00".parse().unwrap()];
     let other: [Window; 1] = ["Mon 02:00-04:00".parse().unwrap()];

@@ -392,6 +392,20 @@ fn an_agent_that_dies_while_its_member_joins_is_finished_by_the_next_one() {
     }
 }
 
+/// An operator released it while the machine was off, and let the machine in again.
+#[test]
+fn a_leave_whose_hold_is_gone_begins_anew() {
+    let bed = Bed::of_four();
+    let target = fleet("retired", "one");
+    bed.dies("n4", &target, 4, "stop store.service");
+    let group = protocol::hold_range(&GroupId::from("store.members"));
+    let gone = bed.store.read(&[&group]).unwrap().entries.into_iter().map(|entry| Write::Delete(entry.key));
+    bed.store.commit(&Transaction { when: vec![], then: gone.collect() }).unwrap();
+    bed.rounds(&target, 4, &["n4"]);
+    assert_eq!((bed.holds(), bed.votes()), (vec![], "n1 n2 n3".to_owned()));
+    assert!(bed.machine("n4").record().is_none());
+}
+
 #[test]
 fn a_leave_that_is_taken_back_by_the_next_commit_brings_the_member_up_again() {
     let bed = Bed::of_four();

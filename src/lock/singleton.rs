@@ -431,4 +431,11 @@ mod tests {
         let valid = |secs| grant.is_valid(Duration::from_secs(secs));
         assert_eq!([99, 100, 119, 120].map(valid), [false, true, true, false]);
     }
+
+    #[test]
+    fn a_key_with_any_number_in_it_is_waited_for() {
+        let longest = Lease::of_secs(u64::MAX);
+        assert_eq!(longest, Lease::of_secs(Lease::SECS_MAX));
+        assert!(longest.over_after() < Duration::from_secs(2 * Lease::SECS_MAX));
+    }
 }
